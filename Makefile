@@ -1,0 +1,39 @@
+# `make demo` sets everything up and runs the main job; `make test` runs the tests.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.PHONY: demo test test-slow lint docs wheel clean
+
+demo: $(STAMP)
+	$(BIN)/fer demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# What takes minutes: whole runs, several processes.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Writes docs/cli.md from the commands' help; CI fails when it is stale.
+docs: $(STAMP)
+	$(BIN)/python tests/write_cli_reference.py docs/cli.md
+
+wheel: $(STAMP)
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python tests/check_wheel.py dist/*.whl
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

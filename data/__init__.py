@@ -1,0 +1,1 @@
+"""Photographs, faces and views: everything about pictures and their labels."""

@@ -1,0 +1,1 @@
+"""The stages: photographs to faces, faces to distributions, distributions to a student."""

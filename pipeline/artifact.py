@@ -1,0 +1,157 @@
+"""Artifacts: what one stage leaves for the next, a folder with data files and a manifest written last.
+
+A folder without a manifest is unfinished, whatever else it holds. The manifest names every file of the
+artifact with its size and blake2b digest, the classes in order, the settings, and what it was made from.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from efficientface import FerError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+DIGEST = "manifest.blake2b"
+STAGE_OF = {
+    "faces": "fer align",
+    "teacher": "fer teach",
+    "distributions": "fer teach",
+    "student": "fer distill",
+}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling to write to; it becomes `path` in one rename, or vanishes if the body fails."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with open(part, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all. NaN is refused: it is no JSON and other readers stumble over it."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def digest_file(path: Path) -> str:
+    """blake2b of a file's bytes, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+def write_manifest(
+    folder: Path,
+    kind: str,
+    *,
+    files: Sequence[str],
+    classes: Sequence[str],
+    made_from: dict[str, Any],
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Finish an artifact: hash its `files` (names relative to `folder`) and write the manifest last."""
+    manifest = {
+        "format": "efficientface",
+        "version": VERSION,
+        "kind": kind,
+        "classes": list(classes),
+        "made_from": made_from,
+        "settings": settings,
+        "facts": facts,
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "blake2b": digest_file(folder / name)}
+            for name in sorted(files)
+        },
+    }
+    # The digest goes first: the manifest's presence is what says that the artifact is whole.
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(folder / DIGEST, hashlib.blake2b(text.encode(), digest_size=32).hexdigest() + "\n")
+    write_text(folder / MANIFEST, text)
+    return manifest
+
+
+def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a finished artifact of the given kind; FerError says why there is none."""
+    stage = STAGE_OF[kind]
+    if not folder.is_dir():
+        raise FerError(f"{folder} does not exist; run {stage} first")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FerError(f"{folder} is unfinished (it has no {MANIFEST}); run {stage} again to complete it")
+    try:
+        text = path.read_bytes()
+        manifest = json.loads(text)
+        fits = manifest["format"] == "efficientface" and isinstance(manifest["version"], int)
+    except (ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise FerError(f"{path} is not a manifest of efficientface; restore it, or run {stage} again")
+    if manifest["version"] > VERSION:
+        raise FerError(
+            f"{path} has format version {manifest['version']}, this program reads up to {VERSION}; update efficientface"
+        )
+    if manifest["kind"] != kind:
+        raise FerError(f"{folder} holds {manifest['kind']}, not {kind}; give the folder that {stage} wrote")
+    digest = folder / DIGEST
+    if not digest.is_file() or digest.read_text().strip() != hashlib.blake2b(text, digest_size=32).hexdigest():
+        raise FerError(f"{path} was changed after it was written (see {DIGEST}); restore it, or run {stage} again")
+    return manifest
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder has a manifest, the last file that a stage writes."""
+    return (folder / MANIFEST).is_file()
+
+
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Every file of the artifact is there with its size; digests are `fer cache verify`'s work."""
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        stage = STAGE_OF[manifest["kind"]]
+        if not path.is_file():
+            raise FerError(f"{path} is missing; restore it, or remove {folder} and run {stage} again")
+        if path.stat().st_size != entry["bytes"]:
+            raise FerError(
+                f"{path} has {path.stat().st_size} bytes instead of {entry['bytes']}; "
+                f"restore it, or remove {folder} and run {stage} again"
+            )
+
+
+def data_files(folder: Path, manifest: dict[str, Any], suffix: str = ".parquet") -> list[Path]:
+    """The artifact's data files in order, checked to be there whole."""
+    check_files(folder, manifest)
+    return [folder / name for name in sorted(manifest["files"]) if name.endswith(suffix)]
+
+
+def reference_to(artifact: Path, from_folder: Path) -> dict[str, str]:
+    """How one artifact's manifest refers to another: relative path (a run may be moved) and manifest digest."""
+    return {
+        "path": os.path.relpath(artifact, from_folder).replace(os.sep, "/"),
+        "manifest": (artifact / DIGEST).read_text().strip(),
+    }
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; a folder cannot be opened on every system, where it can it is synced."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,128 @@
+"""Settings of the stages: every default is written here and nowhere else. No torch, so that --help is quick."""
+
+from dataclasses import dataclass
+
+from efficientface import FerError
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    layout: str | None = None  # recognised by itself when None
+    classes: tuple[str, ...] | None = None  # those that occur in the source when None
+    label_rule: str = "majority"  # FER+: `majority` or `votes`, the protocol's two ways from votes to a label
+    val_from_train: float | None = None  # share of the training faces to carve; None: only where validation is missing
+    keep: str = "largest"  # of several faces: `largest` or `all`
+    crop: int = 224  # pixels a side
+    eye_distance: float = 0.31  # share of the crop's width; ArcFace's template has 0.31
+    encode: str = "jpeg"  # `jpeg` (quality 95, no chroma subsampling) or `png`
+    min_face: int = 16  # pixels, the shorter side of the detected box in the photograph
+    shard_faces: int = 8192  # photographs a shard
+    workers: int = 0  # threads; 0: one a core
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("--keep", self.keep, ("largest", "all"))
+        _one_of("--encode", self.encode, ("jpeg", "png"))
+        _one_of("--label-rule", self.label_rule, ("majority", "votes"))
+        _within("--crop", self.crop, 32, 1024)
+        _within("--eye-distance", self.eye_distance, 0.1, 0.6)
+        if self.val_from_train is not None:
+            _within("--val-from-train", self.val_from_train, 0.001, 0.9)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What training a teacher and training a student have in common."""
+
+    size: int = 224  # pixels a side that the network sees
+    epochs: int = 100
+    batch_size: int = 128
+    lr: float = 0.1  # belongs to equation (5)'s scale, which divides cross-entropy by the number of classes
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "step"  # `step`: lr / 10 every lr_step epochs; `onecycle`: up in a quarter, down to nothing
+    lr_step: int = 30
+    min_area: float = 0.08  # smallest share of the face that a random crop keeps; torchvision's default
+    patience: int = 0  # stop after so many epochs without a better validation accuracy; 0: never
+    choose_on: str = "val"  # the split that picks the best epoch; the authors pick it on `test`
+    device: str = "cpu"
+    precision: str = "fp32"  # `bf16` and `fp16` by autocast
+    workers: int = 0  # threads that decode and crop; 0: one a core
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("--schedule", self.schedule, ("step", "onecycle"))
+        _one_of("--precision", self.precision, ("fp32", "bf16", "fp16"))
+        _within("--size", self.size, 32, 1024)
+        _within("--epochs", self.epochs, 1, 100_000)
+        _within("--batch-size", self.batch_size, 2, 65_536)
+        _within("--min-area", self.min_area, 0.01, 1.0)
+
+
+@dataclass(frozen=True)
+class TeachConfig(TrainConfig):
+    teacher_arch: str = "resnet50"
+    label_smoothing: float = 0.0
+    views: int = 10  # stored beside the canonical one; 0: per-image use only
+    label_batch: int = 64  # faces a forward pass when labelling; fixed, so that answers do not depend on who asks
+    shard_faces: int = 8192
+    cache: str = ""  # writes distributions-NAME/ instead of distributions/
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("--teacher-arch", self.teacher_arch, ("resnet18", "resnet34", "resnet50"))
+        _within("--views", self.views, 0, 1000)
+        _within("--label-smoothing", self.label_smoothing, 0.0, 0.9)
+        _name("--cache", self.cache)
+
+
+@dataclass(frozen=True)
+class DistillConfig(TrainConfig):
+    arch: str = "efficientface"
+    modulation: str = "multiply"  # the authors' code; `add` is the paper's equation (1)
+    loss: str = "ldl"  # `ldl`: equation (5) on cached distributions; `sll`: the same on single labels
+    cache: str = ""  # reads distributions-NAME/ instead of distributions/
+    name: str = ""  # students/NAME; the loss's name when empty
+    unlabelled: bool = False  # also train on faces that have a distribution but no label
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("--loss", self.loss, ("ldl", "sll"))
+        _one_of("--modulation", self.modulation, ("multiply", "add"))
+        _name("--cache", self.cache)
+        _name("--name", self.name)
+        if self.unlabelled and self.loss == "sll":
+            raise FerError("--unlabelled needs --loss ldl: single-label learning has nothing to learn from them")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Small enough for two cores: about five minutes. The paper's setting is resnet50 at 224 pixels."""
+
+    run: str = "runs/demo"
+    count: int = 2000  # drawn faces
+    teacher_arch: str = "resnet18"
+    size: int = 64
+    teacher_epochs: int = 8
+    epochs: int = 20  # of each student
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _within("--count", self.count, 100, 10_000_000)
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise FerError(f"{option} {value} is not known; choose from {', '.join(known)}")
+
+
+def _within(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise FerError(f"{option} {value} is out of range; give a number from {low} to {high}")
+
+
+def _name(option: str, value: str) -> None:
+    """A name becomes a folder's name: nothing that could leave the run folder."""
+    if value and not all(c.isalnum() or c in "-_." for c in value) or value.startswith("."):
+        raise FerError(f"{option} {value!r} cannot be a folder's name; use letters, digits, '-', '_' and '.'")
