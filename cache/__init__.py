@@ -1,0 +1,1 @@
+"""Label distributions on disk and in memory."""

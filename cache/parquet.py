@@ -1,0 +1,115 @@
+"""Distributions as Parquet: one row a face, one float column a class, views as fixed-size lists.
+
+The format is described in docs/files.md.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from efficientface import FerError
+from efficientface.cache.distributions import Distributions, join
+
+VERSION = 1
+KEYS = ("face_id", "image_hash", "split", "label", "fold")
+VIEWS = ("view_box", "view_flip", "view_distribution")
+
+
+def check_class_names(classes: Sequence[str]) -> None:
+    """A class becomes a column: it may not equal another or one of ours, upper and lower case being the same."""
+    seen = {name.lower() for name in KEYS + VIEWS}
+    for name in classes:
+        if name.lower() in seen:
+            raise FerError(f"class {name!r} has the name of another column of distributions/; rename the class")
+        seen.add(name.lower())
+
+
+def distributions_table(part: Distributions) -> pa.Table:
+    """As an Arrow table that explains itself: format version and class names in the schema's metadata."""
+    check_class_names(part.classes)
+    views, classes = part.views, len(part.classes)
+    columns = {
+        "face_id": pa.array(part.face_id, pa.string()),
+        "image_hash": pa.array(part.image_hash, pa.string()),
+        "split": pa.array(part.split, pa.string()),
+        "label": pa.array(part.label, pa.int64(), mask=part.label < 0),
+        "fold": pa.array(part.fold, pa.int8()),
+    }
+    columns |= {name: pa.array(part.canonical[:, k], pa.float32()) for k, name in enumerate(part.classes)}
+    if views:
+        columns |= {
+            "view_box": _lists(part.view_box.reshape(-1), 4, views),
+            "view_flip": pa.FixedSizeListArray.from_arrays(pa.array(part.view_flip.reshape(-1)), views),
+            "view_distribution": _lists(part.view_distribution.reshape(-1), classes, views),
+        }
+    ours = {
+        "format": "efficientface distributions",
+        "version": VERSION,
+        "classes": part.classes,
+        "views": views,
+    }
+    return pa.table(columns).replace_schema_metadata({"efficientface": json.dumps(ours)})
+
+
+def _lists(flat: np.ndarray, inner: int, outer: int) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(pa.array(flat), inner), outer)
+
+
+def write_shard(part: Distributions, path: Path) -> None:
+    """One Parquet file; floats are stored as they are (dictionaries do not pay for probabilities)."""
+    keys = ["image_hash", "split", "fold", "label"]
+    pq.write_table(distributions_table(part), path, compression="zstd", use_dictionary=keys[1:])
+
+
+def read_shards(files: Sequence[Path]) -> Distributions:
+    """Shards as one; each is checked to be ours, whole, of the same classes and the same number of views."""
+    parts = [_read_shard(path) for path in files]
+    for part, path in zip(parts, files, strict=True):
+        if (part.classes, part.views) != (parts[0].classes, parts[0].views):
+            raise FerError(f"{path} has other classes or another number of views than {files[0]}; run fer teach again")
+        part.check(str(path))
+    return join(parts)
+
+
+def _read_shard(path: Path) -> Distributions:
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise FerError(f"{path} cannot be read as Parquet ({error}); restore it, or run fer teach again") from error
+    try:
+        ours = json.loads(table.schema.metadata[b"efficientface"])
+        version, classes, views = int(ours["version"]), tuple(ours["classes"]), int(ours["views"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise FerError(f"{path} is not a table that fer teach wrote (no efficientface metadata)") from error
+    if version > VERSION:
+        raise FerError(f"{path} has format version {version}, this program reads up to {VERSION}; update efficientface")
+    wanted = KEYS + classes + (VIEWS if views else ())
+    missing = [name for name in wanted if name not in table.column_names]
+    if missing:
+        raise FerError(f"{path} lacks the columns {', '.join(missing)}; restore it, or run fer teach again")
+    rows = len(table)
+    text = {name: table[name].to_numpy(zero_copy_only=False) for name in ("face_id", "image_hash", "split")}
+    return Distributions(
+        classes=classes,
+        **text,
+        label=table["label"].fill_null(-1).to_numpy(zero_copy_only=False),
+        fold=table["fold"].to_numpy(zero_copy_only=False),
+        canonical=np.stack([table[name].to_numpy(zero_copy_only=False) for name in classes], 1),
+        view_box=_flat(table, "view_box", views, np.uint16).reshape(rows, views, 4),
+        view_flip=_flat(table, "view_flip", views, np.bool_).reshape(rows, views),
+        view_distribution=_flat(table, "view_distribution", views, np.float32).reshape(rows, views, len(classes)),
+    )
+
+
+def _flat(table: pa.Table, name: str, views: int, dtype: type) -> np.ndarray:
+    """The numbers of a list column without their nesting."""
+    if not views:
+        return np.empty(0, dtype)
+    values = table[name].combine_chunks()
+    while pa.types.is_fixed_size_list(values.type) or pa.types.is_list(values.type):
+        values = values.flatten()
+    return values.to_numpy(zero_copy_only=False)

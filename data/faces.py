@@ -1,0 +1,177 @@
+"""The table of faces/: one row a face, and one for every photograph that gave none.
+
+The format is described in docs/files.md. The schema also carries Hugging Face's metadata, so that its
+`datasets` library opens the folder unaided.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from efficientface import FerError
+
+VERSION = 1
+STATUSES = ("found", "several faces", "no face", "too small", "unreadable")
+
+
+def schema(classes: Sequence[str]) -> pa.Schema:
+    """The columns of faces/ in order; `classes` are named in the metadata, ours and Hugging Face's."""
+    floats = pa.list_(pa.float32())
+    fields = [
+        ("face_id", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("image_hash", pa.string()),
+        ("split", pa.string()),
+        ("label", pa.int64()),
+        ("votes", floats),
+        ("votes_other", floats),
+        ("group", pa.string()),
+        ("source", pa.string()),
+        ("source_hash", pa.string()),
+        ("box", floats),
+        ("landmarks", floats),
+        ("score", pa.float32()),
+        ("matrix", floats),
+        ("yaw", pa.float32()),
+        ("pitch", pa.float32()),
+        ("roll", pa.float32()),
+        ("n_faces", pa.int32()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+    huggingface: dict[str, Any] = {name: _feature(kind) for name, kind in fields}
+    huggingface["image"] = {"_type": "Image"}
+    huggingface["label"] = {"_type": "ClassLabel", "names": list(classes)}
+    ours = {"format": "efficientface faces", "version": VERSION, "classes": list(classes)}
+    metadata = {
+        b"efficientface": json.dumps(ours).encode(),
+        b"huggingface": json.dumps({"info": {"features": huggingface}}).encode(),
+    }
+    return pa.schema(fields, metadata=metadata)
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """Hugging Face's name of a column type."""
+    if pa.types.is_list(kind):
+        return {"_type": "List", "feature": _feature(kind.value_type)}
+    return {"_type": "Value", "dtype": {"float": "float32", "binary": "binary"}.get(str(kind), str(kind))}
+
+
+def face_table(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> pa.Table:
+    """Rows as the align stage makes them (keys are column names, absent ones null) as one table."""
+    columns = schema(classes)
+    return pa.Table.from_pylist([{name: row.get(name) for name in columns.names} for row in rows], columns)
+
+
+def hash_image(data: bytes) -> str:
+    """blake2b-128 of stored bytes, 32 hexadecimal digits: ties a distribution to the picture it is about."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def decode_face(data: bytes) -> np.ndarray:
+    """A stored face (JPEG or PNG) as (H, W, 3) uint8 RGB."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise FerError("a stored face cannot be decoded; run fer verify, then fer align again")
+    return image
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Faces in memory, N rows, images still encoded.
+
+    label: (N,) int64, index into classes, -1 where unknown; votes: (N, C) float32 raw counts, NaN where there are none;
+    images: N encoded pictures as Arrow binary, null where the photograph gave no face (empty when not read).
+    """
+
+    classes: tuple[str, ...]
+    face_id: np.ndarray
+    image_hash: np.ndarray
+    split: np.ndarray
+    label: np.ndarray
+    votes: np.ndarray
+    status: np.ndarray
+    usable: np.ndarray
+    images: pa.ChunkedArray
+
+    def __len__(self) -> int:
+        return len(self.face_id)
+
+    def select(self, rows: np.ndarray) -> "Faces":
+        """The faces at `rows`: (M,) indices or (N,) booleans."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        arrays = {
+            name: getattr(self, name)[rows]
+            for name in ("face_id", "image_hash", "split", "label", "votes", "status", "usable")
+        }
+        return replace(self, images=self.images.take(pa.array(rows)) if len(self.images) else self.images, **arrays)
+
+    def image(self, row: int) -> np.ndarray:
+        """Face `row` decoded, (H, W, 3) uint8 RGB."""
+        return decode_face(self.images[row].as_buffer())
+
+
+def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
+    """Read shards of faces/ whole; a duplicate face id or shards of different classes are errors."""
+    tables = [read_table(path, images) for path in files]
+    classes = classes_of(tables[0].schema, files[0])
+    for table, path in zip(tables, files, strict=True):
+        if classes_of(table.schema, path) != classes:
+            raise FerError(f"{path} has other classes than {files[0]}; run fer align into a new folder")
+    table = pa.concat_tables(tables)
+    ids = table["face_id"].to_numpy(zero_copy_only=False)
+    if len(np.unique(ids)) != len(ids):
+        names, counts = np.unique(ids, return_counts=True)
+        first, repeated = names[counts > 1][0], int((counts > 1).sum())
+        folder = files[0].parent
+        raise FerError(
+            f"{folder} has {repeated} face ids more than once, first {first}; run fer align into a new folder"
+        )
+    votes = np.full((len(table), len(classes)), np.nan, np.float32)
+    given = table["votes"].is_valid().to_numpy(zero_copy_only=False)
+    if given.any():
+        flat = pa.concat_arrays([chunk.flatten() for chunk in table["votes"].chunks])
+        votes[given] = flat.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
+    text = {name: table[name].to_numpy(zero_copy_only=False) for name in ("image_hash", "split", "status")}
+    encoded = pa.chunked_array([c.field("bytes") for c in table["image"].chunks]) if images else pa.chunked_array([[]])
+    return Faces(
+        classes=classes,
+        face_id=ids,
+        image_hash=text["image_hash"],
+        split=text["split"],
+        label=table["label"].fill_null(-1).to_numpy(zero_copy_only=False),
+        votes=votes,
+        status=text["status"],
+        usable=table["image_hash"].is_valid().to_numpy(zero_copy_only=False),
+        images=encoded,
+    )
+
+
+def read_table(path: Path, images: bool = True) -> pa.Table:
+    """One shard as an Arrow table, without the pictures if they are not wanted."""
+    try:
+        with pq.ParquetFile(path) as file:
+            names = [name for name in file.schema_arrow.names if images or name != "image"]
+            return file.read(columns=names)
+    except (OSError, pa.ArrowException) as error:
+        raise FerError(f"{path} cannot be read as Parquet ({error}); restore it, or run fer align again") from error
+
+
+def classes_of(found: pa.Schema, path: Path) -> tuple[str, ...]:
+    """The class names in a shard's metadata."""
+    try:
+        ours = json.loads(found.metadata[b"efficientface"])
+        version, classes = int(ours["version"]), tuple(ours["classes"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise FerError(f"{path} is not a table that fer align wrote (no efficientface metadata)") from error
+    if version > VERSION:
+        raise FerError(f"{path} has format version {version}, this program reads up to {VERSION}; update efficientface")
+    return classes
