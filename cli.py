@@ -1,0 +1,262 @@
+"""The `fer` command: read options, call one stage, print what it returns. Nothing here imports torch."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from efficientface import FerError, __version__
+from efficientface.pipeline.config import AlignConfig, DemoConfig, DistillConfig, TeachConfig, TrainConfig
+
+PATH = click.Path(path_type=Path)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class FerGroup(click.Group):
+    """Shows a FerError as one line, status 1. Any other error is our bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FerError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def setting(config: type, name: str, text: str, **more: Any) -> Callable[[Command], Command]:
+    """An option of the name, type and default of a configuration's field."""
+    default = getattr(config, name)
+    more.setdefault("type", type(default))
+    return click.option(f"--{name.replace('_', '-')}", name, default=default, help=text, **more)
+
+
+def training_settings(config: type[TrainConfig]) -> Callable[[Command], Command]:
+    """The options that training a teacher and training a student share."""
+    options = [
+        setting(config, "size", "Pixels a side that the network sees."),
+        setting(config, "epochs", "Passes over the training faces."),
+        setting(config, "batch_size", "Faces in one step."),
+        setting(config, "lr", "SGD's first (step) or highest (onecycle) learning rate, on equation (5)'s scale."),
+        setting(config, "momentum", "SGD's momentum."),
+        setting(config, "weight_decay", "L2 penalty on all weights."),
+        setting(config, "schedule", "How the learning rate falls.", type=click.Choice(["step", "onecycle"])),
+        setting(config, "lr_step", "Epochs between two tenfold cuts of --lr (step)."),
+        setting(config, "min_area", "Smallest share of the face that a random crop keeps."),
+        setting(config, "patience", "Stop after so many epochs without a better validation accuracy; 0 never."),
+        setting(config, "choose_on", "Split that picks the best epoch; the paper's authors pick it on test."),
+        setting(config, "device", "Where to compute: cpu, cuda, cuda:1 ..."),
+        setting(config, "precision", "Of training, by autocast.", type=click.Choice(["fp32", "bf16", "fp16"])),
+        setting(config, "workers", "Threads that decode and crop; 0 is one a core."),
+        setting(config, "seed", "Seeds weights, order of faces and crops."),
+    ]
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+@click.group(cls=FerGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__, prog_name="fer")
+def cli() -> None:
+    """Facial-expression recognition with small networks, distilled offline.
+
+    \b
+    fer align    photographs -> upright faces
+    fer teach    faces -> a teacher and every face's label distribution
+    fer distill  faces and distributions -> a small student
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr; stdout is for results
+
+
+@cli.command()
+@click.argument("source", type=PATH)
+@click.argument("run", type=PATH)
+@setting(AlignConfig, "layout", "How SOURCE is laid out; recognised by itself if not given.", type=str)
+@click.option("--classes", help="Class names in order, with commas; those that occur in SOURCE if not given.")
+@setting(AlignConfig, "label_rule", "FER+: from votes to a label.", type=click.Choice(["majority", "votes"]))
+@setting(AlignConfig, "val_from_train", "Share of the training faces carved as validation.", type=float)
+@setting(AlignConfig, "keep", "Of several faces.", type=click.Choice(["largest", "all"]))
+@setting(AlignConfig, "crop", "Pixels a side of the aligned face.")
+@setting(AlignConfig, "eye_distance", "Distance of the eyes as a share of the crop's width; more is tighter.")
+@setting(AlignConfig, "encode", "How faces are stored.", type=click.Choice(["jpeg", "png"]))
+@setting(AlignConfig, "min_face", "Smallest face taken, pixels of the photograph.")
+@setting(AlignConfig, "workers", "Threads that detect; 0 is one a core.")
+@setting(AlignConfig, "seed", "Seeds the carving of splits.")
+@click.option("--replace", is_flag=True, help="Remove what RUN/faces holds and start over.")
+@JSON
+def align(source: Path, run: Path, as_json: bool, classes: str | None, replace: bool, **options: Any) -> None:
+    """Detect and align the faces of SOURCE (a folder, or a CSV or Parquet table) into RUN/faces.
+
+    \b
+    Example:
+        fer align photos/ runs/first
+    """
+    from efficientface.pipeline import align as stage
+    from efficientface.pipeline import show
+
+    names = tuple(name.strip() for name in classes.split(",")) if classes else None
+    result = stage.run(source, run, AlignConfig(classes=names, **options), replace)
+    _print(result, as_json, show.alignment)
+
+
+@cli.command()
+@click.argument("run", type=PATH)
+@setting(TeachConfig, "teacher_arch", "The LDG's network.", type=click.Choice(["resnet18", "resnet34", "resnet50"]))
+@setting(TeachConfig, "views", "Replay views stored beside the canonical one; 0 for per-image use.")
+@setting(TeachConfig, "cache", "Write distributions-NAME/ instead of distributions/.", metavar="NAME")
+@click.option("--checkpoint", type=PATH, help="A finished teacher's folder: skip the training, ask this one.")
+@setting(TeachConfig, "label_smoothing", "Share of each training label spread over all classes.")
+@setting(TeachConfig, "label_batch", "Views in one forward pass while labelling.")
+@training_settings(TeachConfig)
+@JSON
+def teach(run: Path, checkpoint: Path | None, as_json: bool, **options: Any) -> None:
+    """Train the label distribution generator on RUN/faces and cache its answer about every face.
+
+    \b
+    Example:
+        fer teach runs/first --epochs 40 --views 10
+    """
+    from efficientface.pipeline import show
+    from efficientface.pipeline import teach as stage
+
+    _print(stage.run(run, TeachConfig(**options), checkpoint), as_json, show.facts)
+
+
+@cli.command()
+@click.argument("run", type=PATH)
+@click.option("--arch", default=DistillConfig.arch, help="The student's network.")
+@setting(
+    DistillConfig,
+    "modulation",
+    "EfficientFace: authors' code or equation (1).",
+    type=click.Choice(["multiply", "add"]),
+)
+@setting(DistillConfig, "loss", "ldl: cached distributions; sll: single labels.", type=click.Choice(["ldl", "sll"]))
+@setting(DistillConfig, "cache", "Read distributions-NAME/ instead of distributions/.", metavar="NAME")
+@setting(DistillConfig, "name", "Write students/NAME; the loss's name if not given.", metavar="NAME")
+@click.option("--unlabelled", is_flag=True, help="Also train on faces without a label (ldl).")
+@training_settings(DistillConfig)
+@JSON
+def distill(run: Path, as_json: bool, **options: Any) -> None:
+    """Train a student on RUN's cached distributions; the teacher is not loaded.
+
+    \b
+    Example:
+        fer distill runs/first --epochs 40 --name first-student
+    """
+    from efficientface.pipeline import distill as stage
+    from efficientface.pipeline import show
+
+    _print(stage.run(run, DistillConfig(**options)), as_json, show.facts)
+
+
+@cli.command()
+@click.argument("run", type=PATH)
+@click.option("--split", default="test", help="Split whose labelled faces are judged.")
+@click.option("--device", default="cpu", help="Where to compute.")
+@click.option("--names", help="Only these models, with commas: teacher, or students by name.")
+@JSON
+def evaluate(run: Path, split: str, device: str, names: str | None, as_json: bool) -> None:
+    """Judge the teacher and every student of RUN on one split, by labels and by distributions.
+
+    \b
+    Example:
+        fer evaluate runs/first --split test
+    """
+    from efficientface.pipeline import evaluate as stage
+
+    chosen = [name.strip() for name in names.split(",")] if names else None
+    _print(stage.run(run, split, device=device, names=chosen), as_json, stage.tables)
+
+
+@cli.command()
+@click.argument("path", type=PATH)
+@click.option("--face", metavar="ID", help="One face as bars.")
+@click.option("--top", type=click.Choice(["ambiguous", "disagreeing"]), help="The faces that are most so.")
+@click.option("--count", "-n", default=10, help="How many faces --top shows.")
+@JSON
+def inspect(path: Path, face: str | None, top: str | None, count: int, as_json: bool) -> None:
+    """Look into an artifact: a folder of faces, distributions, a teacher or a student.
+
+    \b
+    Example:
+        fer inspect runs/first/distributions --top ambiguous
+    """
+    from efficientface.pipeline import inspect as stage
+
+    _print(stage.run(path, face=face, top=top, count=count), as_json, stage.tables)
+
+
+@cli.command()
+@click.argument("run", type=PATH)
+@JSON
+def status(run: Path, as_json: bool) -> None:
+    """Say which stages of RUN are done, stale or missing, and the next command.
+
+    \b
+    Example:
+        fer status runs/first
+    """
+    from efficientface.pipeline import inspect as stage
+
+    _print(stage.status(run), as_json, stage.status_tables)
+
+
+@cli.command()
+@click.argument("run", type=PATH, default=DemoConfig.run)
+@click.option("--images", type=PATH, help="Only draw: leave the faces in this folder as labelled photographs.")
+@setting(DemoConfig, "count", "Faces to draw.")
+@setting(DemoConfig, "teacher_arch", "The LDG's network.", type=click.Choice(["resnet18", "resnet34", "resnet50"]))
+@setting(DemoConfig, "size", "Pixels a side that the networks see.")
+@setting(DemoConfig, "teacher_epochs", "Passes of the LDG's training.")
+@setting(DemoConfig, "epochs", "Passes of each student's training.")
+@setting(DemoConfig, "device", "Where to compute.")
+@setting(DemoConfig, "seed", "Seeds everything.")
+@JSON
+def demo(run: Path, images: Path | None, as_json: bool, **options: Any) -> None:
+    """Draw faces and take them through every stage, in RUN.
+
+    A resnet18 LDG and 64 pixels keep it short; --teacher-arch resnet50 --size 224 is the paper's setting.
+
+    \b
+    Example:
+        fer demo --count 300
+    """
+    from efficientface.pipeline import demo as stage
+
+    config = DemoConfig(**options)
+    if images is not None:
+        click.echo(stage.draw(images, config))
+        return
+    _print(stage.run(run, config), as_json, stage.tables)
+
+
+def _print(result: dict[str, Any], as_json: bool, tables: Callable[[dict[str, Any]], list[Any]]) -> None:
+    """A stage's result on stdout, as JSON or as tables."""
+    if as_json:
+        click.echo(json.dumps(result, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    # without a terminal: wide enough that no row is folded, so that lines can be searched
+    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
+    for table in tables(result):
+        console.print(table)
+
+
+def main() -> None:
+    """The installed command."""
+    cli(prog_name="fer")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Models on disk: weights and what is needed to use them; and the checkpoint of an unfinished training.
+
+Weights are safetensors, the rest is JSON: nothing here unpickles.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from efficientface import FerError
+from efficientface.models import build
+from efficientface.pipeline.artifact import read_manifest, replacing, write_json
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_weights(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Write model.safetensors and config.json (arch, options, classes, size, mean, std)."""
+    write_json(folder / CONFIG, config)
+    with replacing(folder / WEIGHTS) as part:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
+
+
+def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """A finished teacher or student in eval mode on the CPU, and its config.
+
+    `kind` is `teacher` or `student`; None takes either. FerError where folder, weights or config do not fit.
+    """
+    if kind is None:
+        kind = "teacher" if _manifest_kind(folder) == "teacher" else "student"
+    read_manifest(folder, kind)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        model = build(config["arch"], len(config["classes"]), **config["options"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FerError(f"{folder / CONFIG} does not describe a model ({error}); restore it") from error
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise FerError(f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes ({first})") from error
+    return model.eval(), config
+
+
+def _manifest_kind(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("kind")
+    except (OSError, ValueError, AttributeError):
+        return None  # read_manifest then says what is wrong
+
+
+class Checkpoint:
+    """What an interrupted training goes on from: one file, switched in one rename an epoch.
+
+    It holds the weights, the optimiser's momentum and the best epoch's weights, and in its header the progress:
+    epochs done, best metrics, the metrics lines so far, and the settings, which must be the same on resuming.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        best: dict[str, Tensor],
+        progress: dict[str, Any],
+    ) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+        for k, group in enumerate(optimizer.param_groups):
+            for j, parameter in enumerate(group["params"]):
+                momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+                if momentum is not None:
+                    tensors[f"momentum.{k}.{j}"] = momentum
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with replacing(self.path) as part:
+            save_file(tensors, part, metadata={"progress": json.dumps(progress)})
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Restore model and optimiser in place; return the best epoch's weights and the progress."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                progress = json.loads((file.metadata() or {})["progress"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            model.load_state_dict(_under(tensors, "model."))
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            raise FerError(
+                f"{self.path} cannot be resumed from ({str(error).splitlines()[0]}); remove it to train from the start"
+            ) from error
+        for k, group in enumerate(optimizer.param_groups):
+            for j, parameter in enumerate(group["params"]):
+                if f"momentum.{k}.{j}" in tensors:
+                    momentum = tensors[f"momentum.{k}.{j}"].to(parameter.device)
+                    # the memory layout of the weight: a channels_last step stays bit-equal after a resume
+                    optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        return _under(tensors, "best."), progress
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,54 @@
+"""What training reads: the faces of a run, whole and checked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from efficientface import FerError
+from efficientface.data.faces import Faces, read_faces
+from efficientface.pipeline.artifact import data_files, read_manifest
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The usable faces of a run (N rows with an image), and what its manifest says of all."""
+
+    folder: Path
+    faces: Faces
+    manifest: dict[str, Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What turns a stored face into a network's input: crop in pixels, mean and std (RGB, 0-1)."""
+        facts = self.manifest["facts"]
+        return {"crop": self.manifest["settings"]["crop"], "mean": facts["mean"], "std": facts["std"]}
+
+    def labelled(self, split: str) -> Faces:
+        """The faces of a split that have a label; FerError where training or judging could not begin."""
+        rows = (self.faces.split == split) & (self.faces.label >= 0)
+        if not rows.any():
+            raise FerError(
+                f"{self.folder} has no labelled faces in split {split} (splits: {', '.join(sorted(set(self.faces.split)))}); "
+                "run fer align on a source with labels, or with --val-from-train 0.1"
+            )
+        return self.faces.select(rows)
+
+
+def read_inputs(run: Path) -> Inputs:
+    """The usable faces of `run`/faces."""
+    folder = run / "faces"
+    manifest = read_manifest(folder, "faces")
+    faces = read_faces(data_files(folder, manifest))
+    return Inputs(folder, faces.select(faces.usable), manifest)
+
+
+def check_classes(train: Faces, folder: Path) -> None:
+    """Training needs at least two classes."""
+    present = np.unique(train.label)
+    if len(present) < 2:
+        raise FerError(
+            f"{folder} has training faces of one class only ({train.classes[present[0]]}, {len(train)} faces); "
+            "nothing can be learned from that; add faces of other classes and run fer align again"
+        )

@@ -1,0 +1,43 @@
+"""What a network answers about views of faces."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from efficientface.data.batches import normalise, view_batches
+from efficientface.data.faces import Faces
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    faces: Faces,
+    boxes: np.ndarray,
+    flips: np.ndarray,
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: str = "cpu",
+    batch: int = 64,
+    workers: int = 0,
+    advance: Callable[[int], None] = lambda count: None,
+) -> np.ndarray:
+    """(N, K, C) float32 probabilities for K views of each of N faces; always fp32, so that answers can be compared.
+
+    boxes: (N, K, 4) and flips: (N, K), the views. Batches hold whole faces, about `batch` views, and are cut at the
+    same places whoever asks. `advance` is told the faces just done.
+    """
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    views = boxes.shape[1]
+    faces_a_batch = max(1, batch // views)
+    rows = np.arange(len(faces))
+    order = [rows[k : k + faces_a_batch] for k in range(0, len(rows), faces_a_batch)]
+    answers = []
+    for done, images in view_batches(faces, order, boxes, flips, size, workers):
+        logits = model(normalise(images.to(device), mean, std))
+        answers.append(torch.softmax(logits.float(), 1).cpu().numpy().reshape(len(done), views, -1))
+        advance(len(done))
+    return np.concatenate(answers)

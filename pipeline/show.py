@@ -1,0 +1,39 @@
+"""Results as tables for a terminal."""
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+
+def alignment(result: dict[str, Any]) -> list[Table]:
+    """What became of the photographs, and what the faces are."""
+    outcome = Table("photographs", "count", "share", title=f"{result['folder']}: {result['images']:,} photographs")
+    total = sum(result["statuses"].values())
+    for status, count in result["statuses"].items():
+        outcome.add_row(status, f"{count:,}", f"{count / total:.2%}")
+    for reason, count in result["unreadable"].items():
+        outcome.add_row(Text(f"  {reason}"), f"{count:,}", "")
+    faces = Table("faces", "count", title=f"{result['faces']:,} faces")
+    for split, count in result["splits"].items():
+        faces.add_row(Text(f"split {split}"), f"{count:,}")
+    faces.add_section()
+    for label, count in result["labels"].items():
+        faces.add_row(Text(label), f"{count:,}")
+    if result["unlabelled"]:
+        faces.add_row("without a label", f"{result['unlabelled']:,}")
+    return [outcome, faces]
+
+
+def facts(result: dict[str, Any], title: str | None = None) -> list[Table]:
+    """Names and values, one a row."""
+    table = Table("", "", title=title, show_header=False)
+    for name, value in result.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+        table.add_row(name, _text(value))
+    return [table]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,335 @@
+"""What of a run is done, and the command that comes next: from manifests and file headers alone, without torch."""
+
+import json
+import os
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.table import Table
+from rich.text import Text
+from safetensors import SafetensorError, safe_open
+
+from efficientface import FerError
+from efficientface.pipeline.artifact import (
+    DIGEST,
+    MANIFEST,
+    STAGE_OF,
+    check_files,
+    is_finished,
+    read_manifest,
+)
+from efficientface.pipeline.config import AlignConfig, DistillConfig, TeachConfig
+
+# As in the stages, which import torch.
+PLAN = "plan.json"
+CHECKPOINT = "checkpoint.safetensors"
+# Not options of a command, or put there by what the artifact's folder is called.
+NO_OPTION = ("shard_faces", "name", "cache")
+# What a cache's settings tell about the labelling, apart from the teacher.
+LABELLING = ("views", "seed", "min_area", "label_batch")
+COLOUR = {"done": "green", "stale": "yellow", "unfinished": "yellow", "missing": "dim", "damaged": "red"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One artifact of a run: its folder's name in the run, what it is, and how far it is."""
+
+    name: str
+    kind: str
+    folder: Path
+    state: str  # done, stale, unfinished, missing or damaged
+    detail: str
+    settings: dict[str, Any]  # of the artifact, or of the training that was interrupted
+    manifest: dict[str, Any] | None = None
+
+
+def status(run: Path) -> dict[str, Any]:
+    """State of every artifact of a run, in the order of the stages, and the command to type next.
+
+    An artifact is stale when what it was made from has another manifest now.
+    """
+    if not run.is_dir():
+        what = "is a file" if run.exists() else "does not exist"
+        raise FerError(f"{printable(run)} {what}; give a run folder, or make one with fer align SOURCE {quoted(run)}")
+    kind = kind_in_manifest(run)
+    if kind is not None:
+        home = run.resolve().parent
+        home = home.parent if home.name == "students" else home
+        raise FerError(f"{printable(run)} is an artifact ({printable(kind)}); give the run that it lies in, {quoted(home)}")
+    stages = look(run)
+    return {
+        "run": str(run),
+        "stages": [{"stage": s.name, "state": s.state, "detail": s.detail} for s in stages],
+        "next": next_command(run, stages),
+    }
+
+
+def status_tables(result: dict[str, Any]) -> list[Any]:
+    """A line an artifact, then the next command on a line of its own, to be copied."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for stage in result["stages"]:
+        state = Text(stage["state"], style=COLOUR[stage["state"]])
+        table.add_row(Text(printable(stage["stage"])), state, Text(printable(stage["detail"])))
+    return [table, Text(), Text.assemble(("next: ", "dim"), (printable(result["next"]), "bold"))]
+
+
+# --- artifacts ------------------------------------------------------------------------------------------------
+
+
+def look(run: Path) -> list[Stage]:
+    """The artifacts of a run; a stage without any is there as `missing`."""
+    faces = look_at(run, "faces", "faces")
+    total = faces.manifest["facts"].get("faces") if faces.manifest else None
+    caches = [name for name in subfolders(run) if name.startswith("distributions-")]
+    students = [f"students/{name}" for name in subfolders(run / "students")]
+    found = [faces, look_at(run, "teacher", "teacher")]
+    # a run that only uses named caches does without the one that has no name
+    if not caches or (run / "distributions").is_dir():
+        caches = ["distributions", *caches]
+    found += [look_at(run, name, "distributions", total) for name in caches]
+    found += [look_at(run, name, "student") for name in students]
+    if not students:
+        found.append(Stage("students", "student", run / "students", "missing", "", {}))
+    return found
+
+
+def look_at(run: Path, name: str, kind: str, faces: int | None = None) -> Stage:
+    """One artifact; `faces`, if known, is how many an unfinished one will have."""
+    folder = run / name
+    if not folder.is_dir():
+        return Stage(name, kind, folder, "missing", "", {})
+    try:
+        if not is_finished(folder):
+            return unfinished(run, name, kind, faces)
+        manifest = read_manifest(folder, kind)
+        check_files(folder, manifest)
+    except FerError as error:
+        return Stage(name, kind, folder, "damaged", str(error), {})
+    changed = [source["name"] for source in sources_of(folder, manifest) if source["state"] == "changed"]
+    detail = in_short(manifest)
+    if changed:
+        detail += f"; made from other {' and other '.join(changed)} than there are now"
+    return Stage(name, kind, folder, "stale" if changed else "done", detail, manifest["settings"], manifest)
+
+
+def sources_of(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an artifact was made from: name, path, and whether that is `unchanged`, `changed` or `not there`.
+
+    What is no artifact of ours, photographs, is `not checked`.
+    """
+    found = []
+    for name, reference in manifest["made_from"].items():
+        reference = reference if isinstance(reference, dict) else {"path": str(reference)}
+        path = Path(os.path.normpath(folder / str(reference.get("path", ""))))
+        if "manifest" not in reference:
+            state = "not checked"
+        elif not is_finished(path) or not (path / DIGEST).is_file():
+            state = "not there"
+        else:
+            state = "unchanged" if digest_of(path) == reference["manifest"] else "changed"
+        found.append({"name": name, "path": str(path), "state": state})
+    return found
+
+
+def digest_of(artifact: Path) -> str:
+    """The manifest's digest as it stands beside it."""
+    return (artifact / DIGEST).read_text(encoding="utf-8", errors="replace").strip()
+
+
+def kind_in_manifest(folder: Path) -> str | None:
+    """What the folder's manifest says that it is, unchecked; None without a manifest that says it."""
+    try:
+        kind = json.loads((folder / MANIFEST).read_bytes())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(kind)
+
+
+def in_short(manifest: dict[str, Any]) -> str:
+    """An artifact in half a line, by its manifest."""
+    facts, settings, kind = manifest["facts"], manifest["settings"], manifest["kind"]
+    parts = []
+    if kind == "faces":
+        parts += [f"{amount(facts['faces'])} faces"] if "faces" in facts else []
+        parts += [f"{len(manifest['classes'])} classes"]
+        parts += [f"{settings['crop']} pixels"] if "crop" in settings else []
+    elif kind == "distributions":
+        parts += [f"{amount(facts['faces'])} faces"] if "faces" in facts else []
+        parts += [f"{amount(facts['views'])} views beside the whole face"] if facts.get("views") else []
+        parts += [f"from {facts['source']}"] if "source" in facts else []
+    else:
+        arch = settings.get("teacher_arch") if kind == "teacher" else settings.get("arch")
+        parts += [str(arch)] if arch else []
+        parts += [str(settings["loss"])] if "loss" in settings else []
+        best = facts.get("best", {})
+        if "val_accuracy" in best:
+            parts += [f"{best['val_accuracy']:.1%} on {facts.get('chosen_on', 'val')} after epoch {best['epoch'] + 1}"]
+    return ", ".join(parts)
+
+
+def unfinished(run: Path, name: str, kind: str, faces: int | None) -> Stage:
+    """An artifact without a manifest: how far it is, and the settings it was begun with."""
+    folder = run / name
+    if kind in ("teacher", "student"):
+        path = folder / CHECKPOINT
+        if not path.is_file():
+            return Stage(name, kind, folder, "unfinished", "no epoch finished", {})
+        progress = checkpoint_header(path)
+        settings, lines = progress["settings"], progress["lines"]
+        detail = f"{len(lines)} of {settings['epochs']} epochs"
+        if lines:
+            detail += f", best so far {max(line['val_accuracy'] for line in lines):.1%} on {settings['choose_on']}"
+        begun = {
+            "faces": settings["facts"].get("faces" if kind == "teacher" else "faces_manifest"),
+            "distributions": settings["facts"].get("distributions_manifest"),
+        }
+        cache = f"distributions-{settings['cache']}" if settings.get("cache") else "distributions"
+        now = {"faces": run / "faces", "distributions": run / cache}
+        changed = [n for n, d in begun.items() if d and is_finished(now[n]) and digest_of(now[n]) != d]
+        if changed:
+            detail += f"; begun with other {' and other '.join(changed)} than there are now"
+        return Stage(name, kind, folder, "stale" if changed else "unfinished", detail, settings)
+    shards = sorted(folder.glob("part-*.parquet"))
+    try:
+        rows = sum(pq.read_metadata(path).num_rows for path in shards)
+    except (OSError, pa.ArrowException) as error:
+        raise FerError(f"{folder} has a shard that cannot be read ({error})") from error
+    of = f" of {faces:,}" if kind == "distributions" and isinstance(faces, int) else ""
+    detail = f"{len(shards)} shards with {rows:,}{of} faces" if shards else "no shard finished"
+    settings = {}
+    if (folder / PLAN).is_file():
+        try:
+            settings = json.loads((folder / PLAN).read_bytes())["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FerError(f"{folder / PLAN} is damaged") from error
+    elif any(folder.iterdir()):
+        detail = f"has files, but neither {PLAN} nor {MANIFEST}: not begun by {STAGE_OF[kind]}"
+    return Stage(name, kind, folder, "unfinished", detail, settings)
+
+
+def checkpoint_header(path: Path) -> dict[str, Any]:
+    """Settings and metrics lines of an interrupted training, without its weights."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            progress = json.loads((file.metadata() or {})["progress"])
+        fits = isinstance(progress["settings"]["facts"], dict) and isinstance(progress["lines"], list)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise FerError(f"{path} cannot be resumed from; remove it to train from the start")
+    return progress
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+# --- the next command -----------------------------------------------------------------------------------------
+
+
+def next_command(run: Path, stages: list[Stage]) -> str:
+    """What to type next. It goes on where a stage was interrupted, with the settings that were given then."""
+    faces, teacher = stages[:2]
+    caches = [stage for stage in stages if stage.kind == "distributions"]
+    students = [stage for stage in stages if stage.kind == "student"]
+    if faces.state != "done":
+        again = command("align", "SOURCE", run, options=options(AlignConfig, faces.settings))
+        return first_remove([faces], again)
+    for cache in caches:
+        if cache.state == "unfinished" and teacher.state in ("done", "missing"):
+            return labelling(run, teacher, cache)
+    cache = next((stage for stage in caches if stage.state == "done"), None)
+    if cache is None or teacher.state == "unfinished":
+        if teacher.state == "done" or (teacher.state == "missing" and caches[0].manifest):
+            return labelling(run, teacher, caches[0])
+        # a finished cache of the former teacher would stop the labelling after a whole training
+        former = caches if teacher.state != "unfinished" else []
+        settings = {k: v for stage in former for k, v in stage.settings.items() if k in LABELLING} | teacher.settings
+        return first_remove([teacher, *former], command("teach", run, options=options(TeachConfig, settings)))
+    for student in sorted(students, key=lambda s: ("unfinished", "done", "stale", "damaged", "missing").index(s.state)):
+        if student.state == "done":
+            return command("evaluate", run)
+        name = student.folder.name if student.state != "missing" else ""
+        named = ["--name", name] if name and name != student.settings.get("loss", DistillConfig.loss) else []
+        read_from = str(student.settings.get("cache") or "")
+        if student.state == "missing":
+            read_from = cache.name.removeprefix("distributions").removeprefix("-")
+        cached = ["--cache", read_from] if read_from else []
+        # a first student sees the size that its teacher saw, on the same device
+        settings = student.settings or {k: v for k, v in teacher.settings.items() if k in ("size", "device")}
+        return first_remove([student], command("distill", run, options=[*named, *cached, *options(DistillConfig, settings)]))
+    raise AssertionError("there is always a student, if only a missing one")
+
+
+def labelling(run: Path, teacher: Stage, cache: Stage) -> str:
+    """`fer teach` with a teacher that is there: no training, only the labelling."""
+    wanted = (*LABELLING, "choose_on", "device")
+    settings = {k: v for k, v in (teacher.settings | cache.settings).items() if k in wanted}
+    name = cache.name.removeprefix("distributions").removeprefix("-")
+    chosen = options(TeachConfig, settings) + (["--cache", name] if name else [])
+    trained = str(teacher.folder) if teacher.state == "done" else "TEACHER"
+    if teacher.state != "done" and cache.manifest:
+        trained = next(s["path"] for s in sources_of(cache.folder, cache.manifest) if s["name"] == "teacher")
+    return first_remove([cache], command("teach", run, options=["--checkpoint", trained, *chosen]))
+
+
+def options(config: type, settings: dict[str, Any]) -> list[str]:
+    """The options that give `settings` to a command, those with the default's value left out."""
+    words: list[str] = []
+    for field in fields(config):
+        value = settings.get(field.name)
+        if field.name in NO_OPTION or value is None or value == field.default:
+            continue
+        option = "--" + field.name.replace("_", "-")
+        if value is True:
+            words += [option]
+        else:
+            words += [option, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return words
+
+
+def command(stage: str, *arguments: Path | str, options: list[str] | None = None) -> str:
+    """A line for the shell."""
+    return shlex.join(["fer", stage, *map(str, arguments), *(options or [])])
+
+
+def first_remove(stages: list[Stage], then: str) -> str:
+    """`then`, after the removal of what it would not overwrite."""
+    gone = [str(s.folder) for s in stages if s.state in ("stale", "damaged")]
+    strange = [str(s.folder) for s in stages if s.state == "unfinished" and is_strange(s.folder, s.kind)]
+    steps = [shlex.join(["rm", "-r", *gone])] if gone else []
+    steps += [shlex.join(["mv", name, f"{name}.other"]) for name in strange]
+    return " && ".join([*steps, then])
+
+
+def is_strange(folder: Path, kind: str) -> bool:
+    """Whether files lie where a stage would write a table, and not from that stage."""
+    return kind in ("faces", "distributions") and any(folder.iterdir()) and not (folder / PLAN).is_file()
+
+
+# --- words ----------------------------------------------------------------------------------------------------
+
+
+def printable(text: Any) -> str:
+    """Text from a file as it may be shown: control characters, and what else does not print, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def quoted(path: Path) -> str:
+    """A path as it would be typed."""
+    return printable(shlex.quote(str(path)))
+
+
+def amount(value: Any) -> str:
+    """A whole number with thousands' separators; whatever else stands in its place as it is."""
+    return f"{value:,}" if isinstance(value, int) else str(value)

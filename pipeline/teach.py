@@ -1,0 +1,281 @@
+"""Stage 2 of 3: train the label distribution generator on single labels, then cache its answer about every face."""
+
+import logging
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from efficientface import FerError
+from efficientface.cache.distributions import SEEN, UNSEEN, Distributions
+from efficientface.cache.parquet import check_class_names, read_shards, write_shard
+from efficientface.data.batches import canonical
+from efficientface.data.views import draw_views
+from efficientface.models import build
+from efficientface.pipeline.artifact import (
+    is_finished,
+    read_manifest,
+    reference_to,
+    replacing,
+    write_json,
+    write_manifest,
+)
+from efficientface.pipeline.checkpoint import CONFIG, WEIGHTS, load_model, save_weights
+from efficientface.pipeline.config import TeachConfig
+from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
+from efficientface.pipeline.predict import predict
+from efficientface.pipeline.progress import progress
+from efficientface.pipeline.train import CHECKPOINT, METRICS, Lesson, fit
+
+log = logging.getLogger(__name__)
+
+TRAINED_ON = "trained_on.parquet"
+PLAN = "plan.json"
+# TeachConfig's fields that shape distributions/ and not the teacher
+LABELLING = ("views", "label_batch", "shard_faces", "cache")
+
+
+def run(run: Path, config: TeachConfig, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Write RUN/teacher and RUN/distributions; `checkpoint`, a finished teacher, skips the training.
+
+    Returns the teacher's accuracy on validation, the faces and views cached, and where.
+    """
+    inputs = read_inputs(run)
+    check_class_names(inputs.faces.classes)
+    teacher = checkpoint or run / "teacher"
+    if checkpoint is None:
+        train_teacher(inputs, teacher, config)
+    else:
+        read_manifest(teacher, "teacher")
+    out = run / (f"distributions-{config.cache}" if config.cache else "distributions")
+    return cache_distributions(inputs, teacher, out, config)
+
+
+def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig) -> None:
+    """Train the LDG on the labelled training faces, or find it trained already."""
+    settings = {k: v for k, v in asdict(config).items() if k not in LABELLING}
+    if is_finished(folder):
+        manifest = read_manifest(folder, "teacher")
+        _refuse_other(folder, manifest, settings, inputs)
+        log.info("teacher: already trained, %s", folder)
+        return
+    train, judge = inputs.labelled("train"), inputs.labelled(config.choose_on)
+    check_classes(train, inputs.folder)
+    classes = train.classes
+    torch.manual_seed(config.seed)
+    model = build(config.teacher_arch, len(classes))
+    onehot = np.eye(len(classes), dtype=np.float32)[train.label]
+    targets = onehot * (1 - config.label_smoothing) + config.label_smoothing / len(classes)
+
+    def lesson(epoch: int) -> Lesson:
+        boxes, flips = draw_views(config.seed, train.face_id, [epoch], inputs.facts["crop"], config.min_area)
+        return Lesson(boxes, flips, targets)
+
+    log.info("teacher: %s on %d faces at %d pixels", config.teacher_arch, len(train), config.size)
+    # views, shards and the cache's name are the labelling's: they do not part a checkpoint from its training
+    begun = replace(config, **{name: getattr(TeachConfig, name) for name in LABELLING})
+    facts = {**inputs.facts, "faces": reference_to(inputs.folder, folder)["manifest"]}
+    weights, best = fit(model, train, lesson, judge, begun, facts, folder)
+    save_weights(
+        folder,
+        weights,
+        {
+            "arch": config.teacher_arch,
+            "options": {},
+            "classes": list(classes),
+            "size": config.size,
+            "mean": inputs.facts["mean"],
+            "std": inputs.facts["std"],
+        },
+    )
+    with replacing(folder / TRAINED_ON) as part:
+        pq.write_table(pa.table({"face_id": train.face_id, "image_hash": train.image_hash}), part)
+    write_manifest(
+        folder,
+        "teacher",
+        files=[WEIGHTS, CONFIG, METRICS, TRAINED_ON],
+        classes=classes,
+        made_from={"faces": reference_to(inputs.folder, folder)},
+        settings=settings,
+        facts={"train_faces": len(train), "chosen_on": config.choose_on, "best": best},
+    )
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def cache_distributions(inputs: Inputs, teacher: Path, folder: Path, config: TeachConfig) -> dict[str, Any]:
+    """Ask the teacher about the canonical and V replay views of every usable face, a shard at a time.
+
+    A shard that exists is not asked about again; the manifest comes last.
+    """
+    faces, model, described = inputs.faces, *load_model(teacher, "teacher")
+    order = _class_order(described["classes"], faces.classes, teacher)
+    settings = {
+        "views": config.views,
+        "seed": config.seed,
+        "min_area": config.min_area,
+        "label_batch": config.label_batch,
+        "shard_faces": config.shard_faces,
+    }
+    made_from = {"faces": reference_to(inputs.folder, folder), "teacher": reference_to(teacher, folder)}
+    if is_finished(folder):
+        manifest = read_manifest(folder, "distributions")
+        if manifest["settings"] != settings or _digests(manifest["made_from"]) != _digests(made_from):
+            raise FerError(
+                f"{folder} holds distributions of other faces, another teacher or other settings; "
+                "give --cache NAME to write beside it, or remove it"
+            )
+        log.info("distributions: already cached, %s", folder)
+        return _summary(manifest, folder)
+
+    sanity = check_teacher(model, described, order, inputs, config)
+    plan = {"settings": settings, "made_from": _digests(made_from)}
+    _begin(folder, plan)
+    trained_on = set(pq.read_table(teacher / TRAINED_ON)["image_hash"].to_pylist())
+    shards = [f"part-{k:05d}.parquet" for k in range(-(-len(faces) // config.shard_faces))]
+    total = len(faces) * (1 + config.views)
+    log.info("distributions: %s views of %s faces", f"{total:,}", f"{len(faces):,}")
+    with progress("labelling", len(faces)) as advance:
+        for k, name in enumerate(shards):
+            rows = np.arange(k * config.shard_faces, min((k + 1) * config.shard_faces, len(faces)))
+            if (folder / name).exists():
+                advance(len(rows))
+                continue
+            part = faces.select(rows)
+            whole_box, whole_flip = canonical(len(part), inputs.facts["crop"])
+            boxes, flips = draw_views(
+                config.seed, part.face_id, range(config.views), inputs.facts["crop"], config.min_area
+            )
+            answers = predict(
+                model, part, np.concatenate([whole_box, boxes], 1), np.concatenate([whole_flip, flips], 1),
+                size=described["size"], mean=described["mean"], std=described["std"],
+                device=config.device, batch=config.label_batch, workers=config.workers, advance=advance,
+            )[..., order]  # fmt: skip
+            seen = np.array([digest in trained_on for digest in part.image_hash])
+            shard = Distributions(
+                classes=part.classes,
+                face_id=part.face_id,
+                image_hash=part.image_hash,
+                split=part.split,
+                label=part.label,
+                fold=np.where(seen, SEEN, UNSEEN).astype(np.int8),
+                canonical=answers[:, 0],
+                view_box=boxes,
+                view_flip=flips,
+                view_distribution=answers[:, 1:],
+            )
+            shard.check(name)
+            with replacing(folder / name) as part_file:
+                write_shard(shard, part_file)
+    written = read_shards([folder / name for name in shards])
+    manifest = write_manifest(
+        folder,
+        "distributions",
+        files=shards,
+        classes=faces.classes,
+        made_from=made_from,
+        settings=settings,
+        facts={
+            "faces": len(written),
+            "views": written.views,
+            "source": "teacher",
+            "min_area": config.min_area,
+            "teacher": {"arch": described["arch"], "size": described["size"], **sanity},
+            "fold_faces": {str(k): int((written.fold == k).sum()) for k in np.unique(written.fold)},
+        },
+    )
+    (folder / PLAN).unlink(missing_ok=True)
+    return _summary(manifest, folder)
+
+
+def check_teacher(
+    model: torch.nn.Module, described: dict[str, Any], order: list[int], inputs: Inputs, config: TeachConfig
+) -> dict[str, Any]:
+    """The teacher's accuracy on validation; FerError if it is no better than guessing.
+
+    A permuted class order is the field's most common silent failure, so the permutation that would mend the answers,
+    if one would, is named.
+    """
+    judge = inputs.labelled(config.choose_on)
+    boxes, flips = canonical(len(judge), inputs.facts["crop"])
+    answers = predict(
+        model, judge, boxes, flips,
+        size=described["size"], mean=described["mean"], std=described["std"], device=config.device, workers=config.workers,
+    )[:, 0][:, order]  # fmt: skip
+    count, classes = len(judge), judge.classes
+    accuracy = float((answers.argmax(1) == judge.label).mean())
+    chance = 1 / len(classes)
+    if accuracy > chance:
+        return {"accuracy": accuracy, "accuracy_on": config.choose_on, "faces": count}
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(confusion, (judge.label, answers.argmax(1)), 1)
+    truth, answered = linear_sum_assignment(-confusion)
+    mended = confusion[truth, answered].sum() / count
+    message = (
+        f"the teacher is right about {accuracy:.1%} of {count} {config.choose_on} faces, "
+        f"no better than guessing among {len(classes)} classes ({chance:.1%})"
+    )
+    # three standard errors: the best of all permutations is above chance by luck alone
+    if mended > chance + 3 * np.sqrt(chance * (1 - chance) / count) and mended > 2 * accuracy:
+        meant = {classes[a]: classes[t] for t, a in zip(truth, answered, strict=True)}
+        named = ", ".join(meant[name] for name in (classes[k] for k in range(len(classes))))
+        raise FerError(
+            f"{message}; its answers would be {mended:.1%} right if its classes, now read as {', '.join(classes)}, "
+            f"were {named}: correct `classes` in its {CONFIG}, or the labels"
+        )
+    raise FerError(f"{message}; train it longer (--epochs), at a larger --size or with another --lr")
+
+
+def _class_order(answered: list[str], wanted: tuple[str, ...], teacher: Path) -> list[int]:
+    if set(answered) != set(wanted):
+        raise FerError(
+            f"{teacher} answers for the classes {', '.join(answered)}, faces/ has {', '.join(wanted)}; "
+            "give a teacher of the same classes, or fer align --classes"
+        )
+    return [answered.index(name) for name in wanted]
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Start labelling, or go on with the same plan; shards of another plan are never mixed in."""
+    path = folder / PLAN
+    if path.exists():
+        import json
+
+        if json.loads(path.read_text()) != json.loads(json.dumps(plan)):
+            log.info("distributions: begun with another teacher or other settings; starting again")
+            shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise FerError(f"{folder} has files but neither {PLAN} nor a manifest; move them away and run fer teach again")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, plan)
+
+
+def _digests(made_from: dict[str, Any]) -> dict[str, str]:
+    return {name: reference["manifest"] for name, reference in made_from.items()}
+
+
+def _refuse_other(folder: Path, manifest: dict[str, Any], settings: dict[str, Any], inputs: Inputs) -> None:
+    """A finished artifact is only taken for the wanted one if faces and settings are the same."""
+    if manifest["made_from"]["faces"]["manifest"] != reference_to(inputs.folder, folder)["manifest"]:
+        raise FerError(f"{folder} was made from other faces than {inputs.folder}; remove it, or use another run folder")
+    differ = [k for k in settings if k not in ("device", "workers") and manifest["settings"].get(k) != settings[k]]
+    if differ:
+        was, now = manifest["settings"].get(differ[0]), settings[differ[0]]
+        raise FerError(
+            f"{folder} is finished with other settings ({differ[0]} {was}, now {now}); "
+            "give --checkpoint to use it as it is, or remove it to train anew"
+        )
+
+
+def _summary(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {
+        "distributions": str(folder),
+        "faces": manifest["facts"]["faces"],
+        "views": manifest["facts"]["views"],
+        "teacher": manifest["facts"]["teacher"],
+    }

@@ -1,0 +1,226 @@
+"""The training loop, one for teacher and student: SGD on distributions, best epoch by validation, exact resume.
+
+Under torchrun every rank takes its slice of each global batch; ranks agree on everything else by computing it
+from (seed, epoch).
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from efficientface import FerError
+from efficientface.data.batches import canonical, normalise, view_batches
+from efficientface.data.faces import Faces
+from efficientface.pipeline.allocator import keep_freed_memory
+from efficientface.pipeline.artifact import write_text
+from efficientface.pipeline.checkpoint import Checkpoint
+from efficientface.pipeline.config import TrainConfig
+from efficientface.pipeline.losses import distribution_loss
+from efficientface.pipeline.predict import predict
+from efficientface.pipeline.progress import progress
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
+# Settings that do not change the result: an interrupted training may go on with others.
+MACHINE = ("device", "workers")
+
+
+class Lesson(NamedTuple):
+    """One epoch's views and targets for N training faces: (N, 1, 4) uint16, (N, 1) bool, (N, C) float32."""
+
+    boxes: np.ndarray
+    flips: np.ndarray
+    targets: np.ndarray
+
+
+def fit(
+    model: nn.Module,
+    train: Faces,
+    lesson: Callable[[int], Lesson],
+    judge: Faces,
+    config: TrainConfig,
+    facts: dict[str, Any],
+    folder: Path,
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Train on `train` and return the weights and metrics of the epoch that does best on `judge`.
+
+    `lesson(epoch)` gives that epoch's views and targets; `facts` holds mean and std (0-1, RGB), the crop's pixels,
+    and whatever must be the same when an interrupted training goes on. Writes metrics.jsonl and, an epoch at a time,
+    a checkpoint to `folder`; the checkpoint is the caller's to remove when the artifact is finished.
+    """
+    rank, world = _join_ranks(config.device)
+    if config.device == "cpu":
+        keep_freed_memory()
+    device = torch.device(config.device)
+    model = model.to(device, memory_format=torch.channels_last)
+    parallel = DistributedDataParallel(model) if world > 1 else model
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    checkpoint = Checkpoint(folder / CHECKPOINT)
+    settings = {k: v for k, v in asdict(config).items() if k not in MACHINE}
+    settings = json.loads(json.dumps({**settings, "facts": facts}))
+    best: dict[str, torch.Tensor] = {}
+    lines: list[dict[str, Any]] = []
+    if checkpoint.path.exists():
+        best, stored = checkpoint.load(model, optimizer)
+        if stored["settings"] != settings:
+            raise _other_settings(checkpoint.path, stored["settings"], settings)
+        lines = stored["lines"]
+        log.info("going on after epoch %d of %d", len(lines), config.epochs)
+    elif rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    while len(lines) < config.epochs and not _waited_enough(lines, config.patience):
+        epoch, started = len(lines), time.perf_counter()
+        loss = train_epoch(parallel, optimizer, scaler, train, lesson(epoch), epoch, config, facts, (rank, world))
+        trained = time.perf_counter() - started
+        accuracy, entropy = judge_epoch(model, judge, config, facts)
+        lines.append(
+            {
+                "epoch": epoch,
+                "loss": loss,
+                "val_accuracy": accuracy,
+                "val_cross_entropy": entropy,
+                "lr": learning_rate(config, epoch + 1),
+                "seconds": round(time.perf_counter() - started, 2),
+                "faces_per_second": round(len(train) / trained, 1),
+            }
+        )
+        if best_line(lines)["epoch"] == epoch:
+            best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        if rank == 0:
+            checkpoint.save(model, optimizer, best, {"settings": settings, "lines": lines})
+            write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+            log.info(
+                "epoch %3d/%d  loss %.4f  val accuracy %.2f %%  %.0f faces/s",
+                epoch + 1, config.epochs, loss, 100 * accuracy, lines[-1]["faces_per_second"],
+            )  # fmt: skip
+    if rank == 0:  # an interruption between checkpoint and metrics leaves a line too few
+        write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+    return best, best_line(lines)
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    faces: Faces,
+    lesson: Lesson,
+    epoch: int,
+    config: TrainConfig,
+    facts: dict[str, Any],
+    place: tuple[int, int],
+) -> float:
+    """One pass over the faces; the mean loss a face, of this rank's share."""
+    rank, world = place
+    model.train()
+    batches = global_batches(len(faces), config.batch_size, config.seed, epoch, world)
+    mine = [rows[rank::world] for rows in batches]
+    targets = torch.from_numpy(lesson.targets)
+    views = view_batches(faces, mine, lesson.boxes, lesson.flips, config.size, config.workers)
+    total = torch.zeros((), device=config.device)
+    with progress(f"epoch {epoch + 1}/{config.epochs}", len(faces) // world) as advance:
+        for step, (rows, images) in enumerate(views):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, epoch + step / len(batches))
+            with autocast(config.device, config.precision):
+                logits = model(normalise(images.to(config.device, non_blocking=True), facts["mean"], facts["std"]))
+            # DistributedDataParallel averages over ranks; slices may differ by one face
+            weight = len(rows) * world / len(batches[step])
+            loss = distribution_loss(logits.float(), targets[rows].to(config.device)) * weight
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            total += loss.detach() * len(batches[step]) / world
+            advance(len(rows))
+    mean = total.item() / sum(len(rows) for rows in mine)
+    if not math.isfinite(mean):
+        raise FerError(f"the loss is {mean} in epoch {epoch + 1}; start again with a smaller --lr than {config.lr}")
+    return mean
+
+
+def judge_epoch(model: nn.Module, faces: Faces, config: TrainConfig, facts: dict[str, Any]) -> tuple[float, float]:
+    """Accuracy (0-1) and cross-entropy (nats) of the canonical views against the labels."""
+    boxes, flips = canonical(len(faces), facts["crop"])
+    answers = predict(
+        model, faces, boxes, flips,
+        size=config.size, mean=facts["mean"], std=facts["std"], device=config.device, batch=256, workers=config.workers,
+    )[:, 0]  # fmt: skip
+    chosen = answers[np.arange(len(faces)), faces.label]
+    accuracy = float((answers.argmax(1) == faces.label).mean())
+    return accuracy, float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
+
+
+def best_line(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The epoch with the best accuracy; of equals the one with the smaller cross-entropy, then the earlier."""
+    return min(lines, key=lambda line: (-line["val_accuracy"], line["val_cross_entropy"], line["epoch"]))
+
+
+def _waited_enough(lines: list[dict[str, Any]], patience: int) -> bool:
+    return bool(patience and lines) and len(lines) - 1 - best_line(lines)["epoch"] >= patience
+
+
+def global_batches(count: int, batch_size: int, seed: int, epoch: int, world: int = 1) -> list[np.ndarray]:
+    """Row numbers of each batch of an epoch, in an order keyed by (seed, epoch); every row once.
+
+    A last batch with fewer than two faces a rank joins the one before: batch norm cannot train on a single face.
+    """
+    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+    batches = [order[k : k + batch_size] for k in range(0, count, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) < 2 * world:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def learning_rate(config: TrainConfig, epochs_done: float) -> float:
+    """The rate after so many epochs (a fraction inside one): a function of time alone, so a resume needs no state."""
+    if config.schedule == "step":
+        return config.lr * 0.1 ** (int(epochs_done) // config.lr_step)
+    # Smith and Topin's one cycle with cosine legs: lr / 25 to lr in the first quarter, then to lr / 250,000
+    share = min(epochs_done / config.epochs, 1.0)
+    low, high, leg = (
+        (config.lr / 25, config.lr, share / 0.25)
+        if share < 0.25
+        else (config.lr, config.lr / 25e4, (share - 0.25) / 0.75)
+    )
+    return high + (low - high) * (1 + math.cos(math.pi * leg)) / 2
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """Mixed precision for the forward pass; weights and their updates stay fp32."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(torch.device(device).type, dtype, enabled=precision != "fp32")
+
+
+def _join_ranks(device: str) -> tuple[int, int]:
+    """(rank, world size); joins torchrun's process group if it started this process."""
+    if not dist.is_torchelastic_launched():
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _other_settings(path: Path, stored: dict[str, Any], given: dict[str, Any]) -> FerError:
+    names = sorted(name for name in given.keys() | stored.keys() if stored.get(name) != given.get(name))
+    first = names[0]
+    return FerError(
+        f"{path} was begun with other settings ({first} {stored.get(first)}, now {given.get(first)}); "
+        f"give the same settings to go on, or remove {path.parent} to start again"
+    )

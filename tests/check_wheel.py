@@ -1,0 +1,24 @@
+"""Fails if a wheel holds anything but the package's own modules, or lacks one: python check_wheel.py dist/x.whl."""
+
+import sys
+import zipfile
+from pathlib import Path
+
+PARTS = ("cache", "data", "models", "pipeline")
+
+
+def main(wheel: str) -> None:
+    root = Path(__file__).parent.parent
+    expected = {"efficientface/__init__.py", "efficientface/cli.py", "efficientface/py.typed"}
+    expected |= {f"efficientface/{part}/{path.name}" for part in PARTS for path in (root / part).glob("*.py")}
+    names = zipfile.ZipFile(wheel).namelist()
+    held = {name for name in names if ".dist-info/" not in name}
+    if held != expected:
+        sys.exit(f"{wheel}: not expected {sorted(held - expected)}, missing {sorted(expected - held)}")
+    if not any(name.endswith("licenses/LICENSE") for name in names):
+        sys.exit(f"{wheel}: no licence")
+    print(f"{wheel}: {len(held)} modules and nothing else")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

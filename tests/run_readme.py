@@ -1,0 +1,52 @@
+"""Runs the README's by-hand commands and fails if one fails or prints other lines than the README shows.
+
+Blocks marked ```console: a line after `$ ` is a command, the lines below it what it printed. Numbers differ from
+machine to machine, so a printed line is compared without its digits, bars and spacing; `...` stands for any lines.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+def blocks(text: str) -> list[tuple[str, list[str]]]:
+    """(command, printed lines) in the README's order; blocks marked `console` alone."""
+    found: list[tuple[str, list[str]]] = []
+    for block in re.findall(r"^```console\n(.*?)^```", text, re.M | re.S):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                found.append((line[2:], []))
+            elif found:
+                found[-1][1].append(line)
+    return found
+
+
+def plain(line: str) -> str:
+    """A line without what differs between machines."""
+    return re.sub(r"[\d.,%█▏▎▍▌▋▊▉░·\s-]+", " ", line).strip()
+
+
+def main(readme: str, folder: str) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    commands = blocks(Path(readme).read_text())
+    if not commands:
+        sys.exit(f"{readme} shows no commands")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command, shown in commands:
+        print(f"$ {command}", flush=True)
+        done = subprocess.run(
+            command, shell=True, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        )
+        if done.returncode:
+            sys.exit(f"exit status {done.returncode}\n{done.stdout}{done.stderr}")
+        printed = {plain(line) for line in done.stdout.splitlines()}
+        missing = [line for line in shown if line.strip() != "..." and plain(line) not in printed]
+        if missing:
+            sys.exit(f"the README shows lines that were not printed:\n{chr(10).join(missing)}\n--\n{done.stdout}")
+    print(f"{len(commands)} commands of {readme} ran and printed what it shows")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

@@ -1,0 +1,328 @@
+"""`fer teach` and `fer distill` through their commands: what is on disk, what is refused, in which words."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from conftest import CLASSES, write_faces
+
+from efficientface.cli import cli
+from efficientface.data.faces import read_faces
+from efficientface.data.views import draw_views
+from efficientface.pipeline.artifact import DIGEST, MANIFEST, digest_file
+
+TEACH = "--teacher-arch resnet18 --size 32 --epochs 6 --batch-size 16 --schedule onecycle --lr 0.05 --min-area 0.5".split()
+DISTILL = "--size 32 --epochs 2 --batch-size 16 --schedule onecycle --min-area 0.5".split()
+
+
+def fer(*args):
+    return CliRunner().invoke(cli, [str(arg) for arg in args])
+
+
+def refused(result) -> str:
+    """The one sentence that a command ends with."""
+    assert result.exit_code == 1, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("Error: ")
+    return lines[-1].removeprefix("Error: ")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    run = tmp_path_factory.mktemp("original") / "run"
+    write_faces(run)
+    result = fer("teach", run, *TEACH, "--views", 3, "--json")
+    assert result.exit_code == 0, result.output
+    return run
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    """A taught run that a test may spoil."""
+    return shutil.copytree(original, tmp_path / "run")
+
+
+def frame(run, name="distributions"):
+    return pd.concat([pd.read_parquet(path) for path in sorted((run / name).glob("*.parquet"))], ignore_index=True)
+
+
+def test_the_cache_has_a_row_a_face_with_the_views_that_the_hash_draws(run):
+    rows = frame(run)
+    assert len(rows) == 60
+    assert np.allclose(rows[list(CLASSES)].sum(axis=1), 1, atol=1e-6)
+    boxes, flips = draw_views(0, list(rows["face_id"]), range(3), 64, 0.5)
+    assert [[list(box) for box in face] for face in rows["view_box"]] == boxes.tolist()
+    assert [list(face) for face in rows["view_flip"]] == flips.tolist()
+    assert set(rows.loc[rows["split"] == "train", "fold"]) == {-1}
+    assert set(rows.loc[rows["split"] != "train", "fold"]) == {-2}
+
+
+def test_every_file_is_in_the_manifest_with_its_digest(run):
+    for folder in (run / "teacher", run / "distributions"):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = {path.name for path in folder.iterdir()} - {MANIFEST, DIGEST}
+        assert set(manifest["files"]) == files
+        for name, entry in manifest["files"].items():
+            assert entry == {"bytes": (folder / name).stat().st_size, "blake2b": digest_file(folder / name)}
+
+
+def test_a_killed_labelling_goes_on_with_the_missing_shards(original, tmp_path):
+    run = shutil.copytree(original, tmp_path / "run")
+    whole, options = frame(run), [*TEACH, "--views", 3]
+    shutil.rmtree(run / "distributions")
+    from efficientface.pipeline import teach
+    from efficientface.pipeline.config import TeachConfig
+
+    config = TeachConfig(
+        teacher_arch="resnet18", size=32, epochs=6, batch_size=16, schedule="onecycle", lr=0.05, min_area=0.5,
+        views=3, shard_faces=20,
+    )  # fmt: skip
+    real, calls = teach.write_shard, []
+
+    def killed(shard, path):
+        calls.append(len(shard))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(shard, path)
+
+    teach.write_shard = killed
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            teach.run(run, config)
+        assert not (run / "distributions" / MANIFEST).exists()
+        assert [p.name for p in (run / "distributions").glob("*.parquet")] == ["part-00000.parquet"]
+        teach.run(run, config)
+    finally:
+        teach.write_shard = real
+    assert calls == [20, 20, 20, 20]
+    again = frame(run)
+    assert np.abs(again[list(CLASSES)].to_numpy() - whole[list(CLASSES)].to_numpy()).max() < 1e-6
+    assert [box.tolist() for face in again["view_box"] for box in face] == [
+        box.tolist() for face in whole["view_box"] for box in face
+    ]
+    assert "holds distributions of other faces" in refused(fer("teach", run, *options))
+
+
+def test_a_finished_stage_is_not_done_again(run):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    result = fer("teach", run, *TEACH, "--views", 3, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["faces"] == 60
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
+def test_another_teacher_is_not_mistaken_for_the_finished_one(run):
+    assert refused(fer("teach", run, *TEACH, "--seed", 5)) == (
+        f"{run}/teacher is finished with other settings (seed 0, now 5); "
+        "give --checkpoint to use it as it is, or remove it to train anew"
+    )
+
+
+def test_a_teacher_of_another_run_labels_faces_it_has_not_seen(original, tmp_path):
+    run = tmp_path / "other"
+    write_faces(run, seed=1)
+    result = fer("teach", run, "--checkpoint", original / "teacher", "--views", 0, "--cache", "borrowed")
+    assert result.exit_code == 0, result.output
+    rows = frame(run, "distributions-borrowed")
+    assert set(rows["fold"]) == {-2}
+    assert "view_box" not in rows
+    assert not (run / "teacher").exists()
+
+
+def test_the_order_of_classes_is_matched_by_name(original, tmp_path):
+    run = tmp_path / "turned"
+    write_faces(run, classes=("sadness", "neutral", "happiness"), seed=0)
+    result = fer("teach", run, "--checkpoint", original / "teacher", "--views", 0, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["teacher"]["accuracy"] > 0.6
+
+
+def test_a_permuted_class_list_is_found_and_its_remedy_named(original, tmp_path):
+    run = shutil.copytree(original, tmp_path / "run")
+    shutil.rmtree(run / "distributions")
+    config = run / "teacher" / "config.json"
+    described = json.loads(config.read_text())
+    described["classes"] = ["happiness", "sadness", "neutral"]
+    config.write_text(json.dumps(described))
+    message = refused(fer("teach", run, "--checkpoint", run / "teacher"))
+    assert message.startswith("the teacher is right about ")
+    assert message.endswith(
+        "if its classes, now read as neutral, happiness, sadness, were sadness, neutral, happiness: "
+        "correct `classes` in its config.json, or the labels"
+    )
+
+
+def test_a_teacher_that_only_guesses_is_refused(original, tmp_path, monkeypatch):
+    from efficientface.pipeline import teach
+
+    run = shutil.copytree(original, tmp_path / "run")
+    shutil.rmtree(run / "distributions")
+    monkeypatch.setattr(teach, "predict", lambda model, faces, *a, **k: np.full((len(faces), 1, 3), 1 / 3, np.float32))
+    assert refused(fer("teach", run, *TEACH, "--views", 3)) == (
+        "the teacher is right about 33.3% of 12 val faces, no better than guessing among 3 classes (33.3%); "
+        "train it longer (--epochs), at a larger --size or with another --lr"
+    )
+
+
+def test_a_teacher_of_other_classes_is_refused(original, tmp_path):
+    run = tmp_path / "other"
+    write_faces(run, classes=("neutral", "happiness", "anger"))
+    assert refused(fer("teach", run, "--checkpoint", original / "teacher")) == (
+        f"{original}/teacher answers for the classes neutral, happiness, sadness, "
+        "faces/ has neutral, happiness, anger; give a teacher of the same classes, or fer align --classes"
+    )
+
+
+def test_a_student_is_trained_without_the_teacher(run):
+    shutil.rmtree(run / "teacher")
+    code = (
+        "import sys; from efficientface.cli import cli\n"
+        f"cli(['distill', {str(run)!r}, *{DISTILL!r}], standalone_mode=False)\n"
+        "assert not [m for m in sys.modules if m.endswith('pipeline.teach') or m.endswith('models.teacher')]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (run / "students" / "ldl" / MANIFEST).exists()
+
+
+def test_single_labels_need_no_cache(tmp_path):
+    run = tmp_path / "run"
+    write_faces(run)
+    result = fer("distill", run, *DISTILL, "--loss", "sll", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["student"] == str(run / "students" / "sll")
+
+
+def test_replay_gives_every_epoch_another_stored_view_with_its_answer(run):
+    from efficientface.cache.parquet import read_shards
+    from efficientface.pipeline.config import DistillConfig
+    from efficientface.pipeline.distill import replay
+
+    cached = read_shards(sorted((run / "distributions").glob("*.parquet")))
+    lesson = replay(cached, 64, DistillConfig(seed=3))
+    seen = np.stack([lesson(epoch).targets for epoch in range(3)], 1)
+    for n in range(len(cached)):
+        order = [int(np.flatnonzero((cached.view_distribution[n] == seen[n, e]).all(-1))[0]) for e in range(3)]
+        assert sorted(order) == [0, 1, 2]
+        assert np.array_equal(lesson(7).boxes[n, 0], cached.view_box[n, order[7 % 3]])
+    other = replay(cached, 64, DistillConfig(seed=4))
+    assert not np.array_equal(other(0).boxes, lesson(0).boxes)
+
+
+def test_per_image_use_crops_freely_and_keeps_the_canonical_distribution(original, tmp_path):
+    run = shutil.copytree(original, tmp_path / "run")
+    assert fer("teach", run, *TEACH, "--views", 0, "--cache", "whole").exit_code == 0
+    result = fer("distill", run, *DISTILL, "--cache", "whole", "--name", "free")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_cache_of_other_pictures_is_refused(run):
+    faces = run / "faces"
+    shutil.rmtree(faces)
+    write_faces(run, seed=9)
+    assert refused(fer("distill", run, *DISTILL)) == (
+        f"{run}/distributions is about other pictures than faces/ for 60 of 60 faces, "
+        "first face-000.png (image_hash differs); run fer teach again"
+    )
+
+
+def test_a_cache_that_lacks_faces_is_refused(run):
+    shutil.rmtree(run / "faces")
+    write_faces(run, count=75)
+    assert refused(fer("distill", run, *DISTILL)) == (
+        f"{run}/distributions has no distribution for 15 of 75 faces, first face-060.png; run fer teach again"
+    )
+
+
+def test_a_cache_of_other_classes_is_refused(run):
+    shutil.rmtree(run / "faces")
+    write_faces(run, classes=("neutral", "happiness", "anger"))
+    assert refused(fer("distill", run, *DISTILL)) == (
+        f"{run}/distributions has the classes neutral, happiness, sadness, the faces have neutral, happiness, anger; "
+        "give a cache made from these faces (fer teach)"
+    )
+
+
+def test_a_half_written_cache_is_refused(run):
+    (run / "distributions" / MANIFEST).unlink()
+    assert refused(fer("distill", run, *DISTILL)) == (
+        f"{run}/distributions is unfinished (it has no manifest.json); run fer teach again to complete it"
+    )
+
+
+def test_a_lost_shard_is_named(run):
+    shard = run / "faces" / "part-00001.parquet"
+    shard.unlink()
+    assert refused(fer("distill", run, *DISTILL)) == (
+        f"{shard} is missing; restore it, or remove {run}/faces and run fer align again"
+    )
+
+
+def test_a_truncated_shard_is_named(run):
+    shard = run / "distributions" / "part-00000.parquet"
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert refused(fer("distill", run, *DISTILL)) == (
+        f"{shard} has {size - 1} bytes instead of {size}; "
+        f"restore it, or remove {run}/distributions and run fer teach again"
+    )
+
+
+def test_a_changed_manifest_is_noticed(run):
+    path = run / "faces" / MANIFEST
+    path.write_text(path.read_text().replace('"crop": 64', '"crop": 65'))
+    assert refused(fer("distill", run, *DISTILL)) == (
+        f"{path} was changed after it was written (see manifest.blake2b); restore it, or run fer align again"
+    )
+
+
+def test_stages_in_the_wrong_order_say_which_comes_first(tmp_path):
+    assert refused(fer("teach", tmp_path / "run")) == f"{tmp_path}/run/faces does not exist; run fer align first"
+    write_faces(tmp_path / "run")
+    assert refused(fer("distill", tmp_path / "run")) == (
+        f"{tmp_path}/run/distributions does not exist; run fer teach first"
+    )
+
+
+def test_an_artifact_in_anothers_place_is_refused(run):
+    shutil.rmtree(run / "distributions")
+    shutil.copytree(run / "faces", run / "distributions")
+    assert refused(fer("distill", run, *DISTILL)) == (
+        f"{run}/distributions holds faces, not distributions; give the folder that fer teach wrote"
+    )
+
+
+def test_one_class_only_is_refused(tmp_path):
+    run = tmp_path / "run"
+    write_faces(run, classes=("fear",), count=30)
+    sentence = (
+        f"{run}/faces has training faces of one class only (fear, 18 faces); "
+        "nothing can be learned from that; add faces of other classes and run fer align again"
+    )
+    assert refused(fer("teach", run, *TEACH)) == sentence
+    assert refused(fer("distill", run, *DISTILL, "--loss", "sll")) == sentence
+
+
+def test_a_name_cannot_leave_the_run(run):
+    assert refused(fer("distill", run, "--name", "../up")) == (
+        "--name '../up' cannot be a folder's name; use letters, digits, '-', '_' and '.'"
+    )
+
+
+def test_no_faces_of_the_wanted_split(run):
+    assert refused(fer("distill", run, *DISTILL, "--choose-on", "dev")) == (
+        f"{run}/faces has no labelled faces in split dev (splits: test, train, val); "
+        "run fer align on a source with labels, or with --val-from-train 0.1"
+    )
+
+
+def test_faces_keep_rows_of_photographs_without_a_face(run):
+    faces = read_faces(sorted((run / "faces").glob("*.parquet")))
+    assert len(faces) == 61
+    assert faces.face_id[~faces.usable].tolist() == ["wall.png"]
