@@ -206,7 +206,7 @@ def status(run: Path, as_json: bool) -> None:
     Example:
         fer status runs/first
     """
-    from efficientface.pipeline import inspect as stage
+    from efficientface.pipeline import status as stage
 
     _print(stage.status(run), as_json, stage.status_tables)
 
@@ -246,11 +246,12 @@ def _print(result: dict[str, Any], as_json: bool, tables: Callable[[dict[str, An
         click.echo(json.dumps(result, indent=1, ensure_ascii=False))
         return
     from rich.console import Console
+    from rich.text import Text
 
     # without a terminal: wide enough that no row is folded, so that lines can be searched
     console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
     for table in tables(result):
-        console.print(table)
+        console.print(table, soft_wrap=isinstance(table, Text))  # no line breaks in a command that will be copied
 
 
 def main() -> None:

@@ -65,9 +65,12 @@ def write_shard(part: Distributions, path: Path) -> None:
     pq.write_table(distributions_table(part), path, compression="zstd", use_dictionary=keys[1:])
 
 
-def read_shards(files: Sequence[Path]) -> Distributions:
-    """Shards as one; each is checked to be ours, whole, of the same classes and the same number of views."""
-    parts = [_read_shard(path) for path in files]
+def read_shards(files: Sequence[Path], views: bool = True) -> Distributions:
+    """Shards as one; each is checked to be ours, whole, of the same classes and the same number of views.
+
+    Without `views` the stored views are left on disk, and the result has none (V = 0).
+    """
+    parts = [_read_shard(path, views) for path in files]
     for part, path in zip(parts, files, strict=True):
         if (part.classes, part.views) != (parts[0].classes, parts[0].views):
             raise FerError(f"{path} has other classes or another number of views than {files[0]}; run fer teach again")
@@ -75,14 +78,16 @@ def read_shards(files: Sequence[Path]) -> Distributions:
     return join(parts)
 
 
-def _read_shard(path: Path) -> Distributions:
+def _read_shard(path: Path, with_views: bool = True) -> Distributions:
     try:
-        table = pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            names = [name for name in file.schema_arrow.names if with_views or name not in VIEWS]
+            table = file.read(columns=names)
     except (OSError, pa.ArrowException) as error:
         raise FerError(f"{path} cannot be read as Parquet ({error}); restore it, or run fer teach again") from error
     try:
         ours = json.loads(table.schema.metadata[b"efficientface"])
-        version, classes, views = int(ours["version"]), tuple(ours["classes"]), int(ours["views"])
+        version, classes, views = int(ours["version"]), tuple(ours["classes"]), int(ours["views"]) * with_views
     except (TypeError, KeyError, ValueError) as error:
         raise FerError(f"{path} is not a table that fer teach wrote (no efficientface metadata)") from error
     if version > VERSION:

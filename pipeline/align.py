@@ -3,11 +3,10 @@
 import hashlib
 import json
 import logging
-import math
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,8 +18,11 @@ from urllib.parse import unquote_to_bytes
 import cv2
 import numpy as np
 import onnxruntime
+import pandas as pd
 import PIL
+import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from efficientface import FerError
 from efficientface.data.detect import WEIGHTS, Detection, Detector
@@ -31,6 +33,7 @@ from efficientface.data.sources import Source, assign_splits, read_source
 from efficientface.pipeline.artifact import (
     DIGEST,
     MANIFEST,
+    check_files,
     is_finished,
     read_manifest,
     replacing,
@@ -47,55 +50,40 @@ SHARD_KEY = b"efficientface shard"  # in a shard's metadata: the plan it belongs
 ROW_GROUP = 512  # rows held in memory before they are written
 JPEG_QUALITY = 95
 MACHINE = ("workers",)  # settings that say nothing about the result
+LOCK = ".align.lock"
 
 
 def run(source: Path, run: Path, config: AlignConfig, replace: bool = False) -> dict[str, Any]:
     """Write RUN/faces: a row for every face, and one for every photograph that gave none.
 
-    Interrupted, it goes on with the shards that are missing; finished, it returns what it returned then.
-    Returns counts of photographs and of faces (by status, split and label), notes about the source, seconds.
+    Interrupted, it goes on with the shards that are missing; finished, it returns what it returned then, unless
+    `replace` says to start over. Returns counts of photographs and of faces (by status, split and label), notes
+    about the source, seconds.
     """
     began = time.monotonic()
     read = read_source(source, config.layout, config.classes, config.label_rule)
     rows, carved = assign_splits(read.rows, config.val_from_train, config.seed)
-    notes = [*read.notes, *carved]
     photos = photos_of(rows, read)
+    plan = plan_of(photos, read, config)
     folder = run / "faces"
-    settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}
-    plan = {"settings": json.loads(json.dumps(settings)), "source": digest_photos(photos, read)}
-    plan["digest"] = hashlib.blake2b(json.dumps(plan).encode(), digest_size=16).hexdigest()
-
-    if replace:
-        remove(folder)
-    if is_finished(folder):
-        manifest = read_manifest(folder, "faces")
-        refuse_other(folder, {"settings": manifest["settings"], "source": manifest["made_from"]["source"]["digest"]}, plan)
-        (folder / PLAN).unlink(missing_ok=True)
-        log.info("%s: already aligned", folder)
-        return summary(folder, manifest["facts"], began)
-    begin(folder, plan)
-    for note in notes:
-        log.info("%s", note)
-
-    shards = write_shards(folder, photos, read, plan["digest"], config)
-    facts = {**tally(shards, read.classes, len(photos), source), **versions(), "notes": notes}
-    write_manifest(
-        folder,
-        "faces",
-        files=[shard.name for shard in shards],
-        classes=read.classes,
-        made_from={
-            "source": {
-                "path": Path(os.path.relpath(read.root, folder)).as_posix(),
-                "layout": read.layout,
-                "digest": plan["source"],
-            }
-        },
-        settings=plan["settings"],
-        facts=facts,
-    )
-    # Hugging Face's datasets goes by the most frequent file type of a folder: no JSON but the manifest may stay
-    (folder / PLAN).unlink()
+    make(folder)
+    try:
+        with FileLock(run / LOCK, timeout=0):
+            if replace:
+                remove(folder)
+            if is_finished(folder):
+                facts = finished(folder, plan)
+                log.info("%s: already aligned", folder)
+            else:
+                notes = [*read.notes, *carved]
+                for note in notes:
+                    log.info("%s", note)
+                begin(folder, plan)
+                shards = write_shards(folder, photos, read, plan["digest"], config)
+                facts = {**tally(shards, read.classes, len(photos), source), **versions(), "notes": notes}
+                finish(folder, shards, read, plan, facts)
+    except Timeout as error:
+        raise FerError(f"another fer align is writing {folder}; wait for it, or choose another run folder") from error
     return summary(folder, facts, began)
 
 
@@ -111,7 +99,7 @@ class Photo:
     inherited: dict[str, Any]  # split, label, votes, votes_other, group
 
 
-def photos_of(rows: Any, read: Source) -> list[Photo]:
+def photos_of(rows: pd.DataFrame, read: Source) -> list[Photo]:
     """The source's rows with labels as numbers."""
     number = {name: index for index, name in enumerate(read.classes)}
     photos = []
@@ -139,34 +127,57 @@ def digest_photos(photos: Iterable[Photo], read: Source) -> str:
     return digest.hexdigest()
 
 
+def plan_of(photos: list[Photo], read: Source, config: AlignConfig) -> dict[str, Any]:
+    """What a run is about to make: its settings, a digest of its photographs, and a digest of both."""
+    settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}
+    # through JSON once, so that tuples compare equal to what a manifest gives back
+    plan = {"settings": json.loads(json.dumps(settings)), "source": digest_photos(photos, read)}
+    return {**plan, "digest": hash_image(json.dumps(plan).encode())}
+
+
+def make(folder: Path) -> None:
+    """The folder and those above it; FerError where something else has one of these names."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise FerError(f"{folder} cannot be made: a file is in the way; choose another run folder") from error
+
+
 def begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Make the folder, or find in it the same plan begun earlier."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Note the plan in the folder, or find in it the same plan begun earlier."""
     path = folder / PLAN
     if path.is_file():
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            refuse_other(folder, begun["settings"], begun["source"], plan)
+        except (ValueError, KeyError, TypeError) as error:
             raise FerError(f"{path} is damaged; start over with --replace") from error
-        refuse_other(folder, begun, plan)
     else:
         strangers = sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(".part"))
         if strangers:
-            raise FerError(
-                f"{folder} holds {len(strangers)} files of unknown origin, first {strangers[0]}; choose another run folder"
-            )
+            count = f"{len(strangers)} file{'' if len(strangers) == 1 else 's'}"
+            raise FerError(f"{folder} holds {count} of unknown origin, first {strangers[0]}; choose another run folder")
         write_json(path, plan)
     for left_behind in folder.glob(".*.part"):
-        left_behind.unlink(missing_ok=True)
+        left_behind.unlink()
 
 
-def refuse_other(folder: Path, begun: dict[str, Any], plan: dict[str, Any]) -> None:
+def finished(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a finished folder, if it was made by this plan."""
+    manifest = read_manifest(folder, "faces")
+    check_files(folder, manifest)
+    refuse_other(folder, manifest["settings"], manifest["made_from"]["source"]["digest"], plan)
+    (folder / PLAN).unlink(missing_ok=True)
+    return manifest["facts"]
+
+
+def refuse_other(folder: Path, settings: dict[str, Any], source: str, plan: dict[str, Any]) -> None:
     """FerError if the folder was begun with other settings or for other photographs."""
-    differ = [name for name, value in plan["settings"].items() if begun["settings"].get(name) != value]
+    differ = [name for name, value in plan["settings"].items() if settings.get(name) != value]
     if differ:
         name = differ[0]
-        reason = f"with {name} {begun['settings'].get(name)}, not {plan['settings'][name]}"
-    elif begun["source"] != plan["source"]:
+        reason = f"with {name} {settings.get(name)}, not {plan['settings'][name]}"
+    elif source != plan["source"]:
         reason = "from other photographs or labels"
     else:
         return
@@ -179,6 +190,22 @@ def remove(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for shard in folder.glob("part-*.parquet"):
         shard.unlink()
+
+
+def finish(folder: Path, shards: list[Path], read: Source, plan: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write the manifest, last."""
+    root = Path(os.path.relpath(read.root, folder)).as_posix()
+    write_manifest(
+        folder,
+        "faces",
+        files=[shard.name for shard in shards],
+        classes=read.classes,
+        made_from={"source": {"path": root, "layout": read.layout, "digest": plan["source"]}},
+        settings=plan["settings"],
+        facts=facts,
+    )
+    # Hugging Face's datasets goes by the most frequent file type of a folder: no JSON but the manifest may stay
+    (folder / PLAN).unlink()
 
 
 # --- the work -------------------------------------------------------------------------------------------------
@@ -200,7 +227,7 @@ def write_shards(folder: Path, photos: list[Photo], read: Source, plan: str, con
                 portion = photos[start : start + config.shard_faces]
                 path = folder / f"part-{number:05d}.parquet"
                 shards.append(path)
-                if path.is_file() and shard_facts(path)["plan"] == plan:
+                if is_done(path, plan):
                     advance(len(portion))
                     continue
                 done = in_order(pool, aligner, portion, window=8 * workers)
@@ -224,13 +251,18 @@ def in_order(
         yield first, rows.result()
 
 
-def write_shard(path: Path, done: Iterable[tuple[Photo, list[dict[str, Any]]]], classes: Any, plan: str, advance: Any) -> None:
+def write_shard(
+    path: Path,
+    done: Iterator[tuple[Photo, list[dict[str, Any]]]],
+    classes: Sequence[str],
+    plan: str,
+    advance: Callable[[int], None],
+) -> None:
     """One file, whole or not at all, with the pixel sums of its faces by split in its metadata."""
     pixels: dict[str, np.ndarray] = {}
     # text repeats, pictures do not: a dictionary of those would only cost time
     repeating = ["split", "group", "status", "reason"]
     with replacing(path) as part, pq.ParquetWriter(part, schema(classes), use_dictionary=repeating) as writer:
-        done = iter(done)
         while portion := list(islice(done, ROW_GROUP)):
             rows = [row for _, found in portion for row in found]
             for row in rows:
@@ -246,6 +278,17 @@ def write_shard(path: Path, done: Iterable[tuple[Photo, list[dict[str, Any]]]], 
 def shard_facts(path: Path) -> dict[str, Any]:
     """What write_shard left in the metadata."""
     return json.loads(pq.read_metadata(path).metadata[SHARD_KEY])
+
+
+def is_done(path: Path, plan: str) -> bool:
+    """Whether the shard is there; one that was damaged since is made again, aloud."""
+    if not path.is_file():
+        return False
+    try:
+        return shard_facts(path)["plan"] == plan
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        log.warning("%s is damaged and is made again", path)
+        return False
 
 
 @dataclass(frozen=True)
@@ -289,7 +332,7 @@ class Aligner:
         x1, y1, x2, y2 = face.box
         side = min(x2 - x1, y2 - y1)
         if side < self.config.min_face:
-            return {**row, "status": "too small", "reason": f"{side:.0f} pixels, less than {self.config.min_face}"}
+            return {**row, "status": "too small", "reason": f"{side:.1f} pixels, less than {self.config.min_face}"}
         matrix = similarity(face.landmarks, self.target)
         encoded = encode(cut(image, matrix, self.config.crop), self.config.encode)
         row |= {
@@ -310,18 +353,19 @@ def cut(image: np.ndarray, matrix: np.ndarray, crop: int) -> np.ndarray:
     """
     height, width = image.shape[:2]
     scale = scale_of(matrix)
-    inverse = cv2.invertAffineTransform(matrix)
-    corners = transform(inverse, np.array([(0, 0), (crop, 0), (0, crop), (crop, crop)], float))
+    corners = np.array([(0, 0), (crop, 0), (0, crop), (crop, crop)], float)
+    seen = transform(cv2.invertAffineTransform(matrix), corners)
     margin = 4 / min(scale, 1)  # what cubic interpolation looks at beyond the crop
-    x0, y0 = (int(np.clip(math.floor(v), 0, n - 1)) for v, n in zip(corners.min(0) - margin, (width, height), strict=True))
-    x1, y1 = (int(np.clip(math.ceil(v), lo + 1, n)) for v, lo, n in zip(corners.max(0) + margin, (x0, y0), (width, height), strict=True))
+    # only this part of a large photograph is worked on: at least a pixel, whatever the matrix
+    first = np.clip(np.floor(seen.min(0) - margin), 0, (width - 1, height - 1)).astype(int)
+    last = np.clip(np.ceil(seen.max(0) + margin), first + 1, (width, height)).astype(int)
+    (x0, y0), (x1, y1) = first, last
     part = image[y0:y1, x0:x1]
     if scale < 1:
-        size = [max(1, round(n * scale)) for n in (x1 - x0, y1 - y0)]
-        part = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
-    shrunk = np.array([part.shape[1] / (x1 - x0), part.shape[0] / (y1 - y0)])
-    linear = matrix[:, :2] / shrunk
-    shift = matrix[:, :2] @ (x0, y0) + matrix[:, 2]
+        size = np.rint((last - first) * scale).clip(1).astype(int)
+        part = cv2.resize(part, size.tolist(), interpolation=cv2.INTER_AREA)
+    linear = matrix[:, :2] / (np.array(part.shape[1::-1]) / (last - first))
+    shift = matrix[:, :2] @ first + matrix[:, 2]
     # OpenCV counts from pixel centres, the matrix from outer edges
     shift = shift + linear @ (0.5, 0.5) - 0.5
     return cv2.warpAffine(
@@ -335,7 +379,12 @@ def encode(face: np.ndarray, how: str) -> bytes:
     if how == "png":
         _, encoded = cv2.imencode(".png", picture)
     else:
-        options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+        options = [
+            cv2.IMWRITE_JPEG_QUALITY,
+            JPEG_QUALITY,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+        ]
         _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(picture), options)
     return encoded.tobytes()
 
@@ -346,10 +395,7 @@ def face_id(file: str, further: int = 0) -> str:
     Encoded are `%`, `#`, control characters and bytes that are not UTF-8, so that ids are text, unlike each other,
     and `photo_of` finds the file.
     """
-    text = "".join(
-        f"%{ord(c):02X}" if c in "%#" or ord(c) < 32 or ord(c) == 127 else c
-        for c in file
-    )
+    text = "".join(f"%{ord(c):02X}" if c in "%#" or ord(c) < 32 or ord(c) == 127 else c for c in file)
     return shown(text) + (f"#{further}" if further else "")
 
 
@@ -383,36 +429,32 @@ def mean_and_std(sums: np.ndarray) -> tuple[list[float], list[float]]:
 
 def tally(shards: list[Path], classes: tuple[str, ...], photographs: int, source: Path) -> dict[str, Any]:
     """Counts, mean and standard deviation over all shards; FerError if no face came out at all."""
-    statuses: Counter[str] = Counter()
-    splits: Counter[str] = Counter()
-    labels: Counter[int] = Counter()
-    unreadable: Counter[str] = Counter()
+    columns = ["status", "reason", "split", "label", "image_hash"]
+    rows = pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shards])
+    statuses = rows["status"].value_counts()
+    unreadable = rows["reason"][rows["status"] == "unreadable"].value_counts()
+    usable = rows[rows["image_hash"].notna()]
+    if usable.empty:
+        counts = ", ".join(f"{count:,} {status}" for status, count in statuses.items())
+        first = "" if unreadable.empty else f", most often: {unreadable.index[0]}"
+        raise FerError(
+            f"{source}: none of its {photographs:,} photographs gave a face ({counts}{first}); "
+            "give photographs on which faces can be seen"
+        )
     sums: dict[str, np.ndarray] = {}
     for shard in shards:
-        table = pq.read_table(shard, columns=["status", "reason", "split", "label", "image_hash"])
-        statuses.update(table["status"].to_pylist())
-        for status, reason, split, label, image_hash in zip(*(c.to_pylist() for c in table.columns), strict=True):
-            if status == "unreadable":
-                unreadable[reason] += 1
-            if image_hash is not None:
-                splits[split] += 1
-                labels[label] += 1
         for split, values in shard_facts(shard)["pixels"].items():
-            sums[split] = sums.get(split, 0) + np.array(values)
-    faces = splits.total()
-    if not faces:
-        counts = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common())
-        raise FerError(f"{source}: none of its {photographs:,} photographs gave a face ({counts}); see their reasons")
+            sums[split] = sums.get(split, np.zeros((3, 3), np.int64)) + values
     over = "train" if "train" in sums else "all splits"
-    mean, std = mean_and_std(sums[over] if over in sums else sum(sums.values()))
+    mean, std = mean_and_std(sums["train"] if "train" in sums else np.sum(list(sums.values()), axis=0))
     return {
         "images": photographs,
-        "faces": faces,
-        "statuses": {status: statuses[status] for status in STATUSES if statuses[status]},
-        "splits": dict(sorted(splits.items())),
-        "labels": {name: labels[index] for index, name in enumerate(classes)},
-        "unlabelled": labels[None],
-        "unreadable": dict(unreadable.most_common(20)),
+        "faces": len(usable),
+        "statuses": {status: int(statuses[status]) for status in STATUSES if status in statuses},
+        "splits": {split: int(count) for split, count in usable["split"].value_counts().sort_index().items()},
+        "labels": {name: int((usable["label"] == index).sum()) for index, name in enumerate(classes)},
+        "unlabelled": int(usable["label"].isna().sum()),
+        "unreadable": {reason: int(count) for reason, count in unreadable.head(20).items()},
         "mean": mean,
         "std": std,
         "mean_over": over,

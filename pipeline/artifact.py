@@ -120,6 +120,22 @@ def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def refuse_other(
+    folder: Path, manifest: dict[str, Any], made_from: dict[str, Any], settings: dict[str, Any], remedy: str
+) -> None:
+    """A finished artifact is taken for the wanted one only if it was made from the same things by the same settings.
+
+    A setting that an older program did not know is not compared.
+    """
+    for name, reference in made_from.items():
+        if manifest["made_from"].get(name, {}).get("manifest") != reference["manifest"]:
+            raise FerError(f"{folder} was made from other {name} than the run holds now; {remedy}")
+    for name, now in settings.items():
+        was = manifest["settings"].get(name, now)
+        if was != now:
+            raise FerError(f"{folder} is finished with other settings ({name} {was}, now {now}); {remedy}")
+
+
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Every file of the artifact is there with its size; digests are `fer cache verify`'s work."""
     for name, entry in manifest["files"].items():

@@ -4,6 +4,7 @@ Weights are safetensors, the rest is JSON: nothing here unpickles.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,42 @@ from torch import Tensor, nn
 
 from efficientface import FerError
 from efficientface.models import build
-from efficientface.pipeline.artifact import read_manifest, replacing, write_json
+from efficientface.pipeline.artifact import read_manifest, replacing, write_json, write_manifest
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.safetensors"  # only while training
 
 
-def save_weights(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Write model.safetensors and config.json (arch, options, classes, size, mean, std)."""
+def finish_model(
+    folder: Path,
+    kind: str,
+    weights: dict[str, Tensor],
+    config: dict[str, Any],
+    *,
+    files: Sequence[str] = (),
+    made_from: dict[str, Any],
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
+    """Turn a training's folder into an artifact: weights, config.json (all that is needed to ask), manifest.
+
+    config: arch, options, classes, size, mean and std; `files` are data files of the artifact written before.
+    """
     write_json(folder / CONFIG, config)
     with replacing(folder / WEIGHTS) as part:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
+    write_manifest(
+        folder,
+        kind,
+        files=[WEIGHTS, CONFIG, METRICS, *files],
+        classes=config["classes"],
+        made_from=made_from,
+        settings=settings,
+        facts=facts,
+    )
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from efficientface import FerError
 from efficientface.cache.distributions import Distributions
 from efficientface.cache.parquet import read_shards
 from efficientface.data.faces import Faces
@@ -21,12 +21,12 @@ from efficientface.pipeline.artifact import (
     is_finished,
     read_manifest,
     reference_to,
-    write_manifest,
+    refuse_other,
 )
-from efficientface.pipeline.checkpoint import CONFIG, WEIGHTS, save_weights
+from efficientface.pipeline.checkpoint import finish_model
 from efficientface.pipeline.config import DistillConfig
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
-from efficientface.pipeline.train import CHECKPOINT, MACHINE, METRICS, Lesson, fit
+from efficientface.pipeline.train import MACHINE, Lesson, fit, leads, meet
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
         cache = run / (f"distributions-{config.cache}" if config.cache else "distributions")
         cached = read_distributions(cache, inputs)
         made_from["distributions"] = reference_to(cache, folder)
-    settings = asdict(config)
+    settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}
     if is_finished(folder):
         manifest = read_manifest(folder, "student")
-        _refuse_other(folder, manifest, settings, made_from)
+        refuse_other(folder, manifest, made_from, settings, "give --name to train beside it, or remove it")
         check_files(folder, manifest)
         log.info("student: already trained, %s", folder)
         return {"student": str(folder), **manifest["facts"]["best"]}
@@ -65,28 +65,18 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
     log.info("student: %s, %s, on %d faces at %d pixels", config.arch, config.loss, len(train), config.size)
     digests = {f"{name}_manifest": reference["manifest"] for name, reference in made_from.items()}
     weights, best = fit(model, train, lesson, judge, config, {**inputs.facts, **digests}, folder)
-    save_weights(
-        folder,
-        weights,
-        {
-            "arch": config.arch,
-            "options": options,
-            "classes": list(classes),
-            "size": config.size,
-            "mean": inputs.facts["mean"],
-            "std": inputs.facts["std"],
-        },
-    )
-    write_manifest(
-        folder,
-        "student",
-        files=[WEIGHTS, CONFIG, METRICS],
-        classes=classes,
-        made_from=made_from,
-        settings=settings,
-        facts={"train_faces": len(train), "chosen_on": config.choose_on, "best": best},
-    )
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    if leads():
+        asked = {"arch": config.arch, "options": options, "classes": list(classes), "size": config.size}
+        finish_model(
+            folder,
+            "student",
+            weights,
+            {**asked, "mean": inputs.facts["mean"], "std": inputs.facts["std"]},
+            made_from=made_from,
+            settings=settings,
+            facts={"train_faces": len(train), "chosen_on": config.choose_on, "best": best},
+        )
+    meet()
     return {"student": str(folder), **best}
 
 
@@ -108,7 +98,7 @@ def training_faces(inputs: Inputs, cached: Distributions | None, config: Distill
     return train
 
 
-def label_lessons(train: Faces, crop: int, config: DistillConfig):
+def label_lessons(train: Faces, crop: int, config: DistillConfig) -> Callable[[int], Lesson]:
     """Single-label learning: fresh crops every epoch, the label as a one-hot distribution."""
     targets = np.eye(len(train.classes), dtype=np.float32)[train.label]
 
@@ -118,7 +108,7 @@ def label_lessons(train: Faces, crop: int, config: DistillConfig):
     return lesson
 
 
-def replay(cached: Distributions, crop: int, config: DistillConfig):
+def replay(cached: Distributions, crop: int, config: DistillConfig) -> Callable[[int], Lesson]:
     """Label distribution learning from N cached rows: each epoch one stored view a face, with the teacher's answer.
 
     In epoch e a face uses view (e + h) mod V, h a hash of the student's seed and the face id, so that students of
@@ -150,20 +140,3 @@ def replay(cached: Distributions, crop: int, config: DistillConfig):
 def _offset(seed: int, face_id: str) -> int:
     """32 bits of blake2b(seed, face id): small enough that adding an epoch cannot overflow."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{face_id}".encode(), digest_size=4).digest(), "little")
-
-
-def _refuse_other(
-    folder: Path, manifest: dict[str, Any], settings: dict[str, Any], made_from: dict[str, dict[str, str]]
-) -> None:
-    for name, reference in made_from.items():
-        if manifest["made_from"].get(name, {}).get("manifest") != reference["manifest"]:
-            raise FerError(
-                f"{folder} was made from other {name} than the run holds now; give --name to train beside it, or remove it"
-            )
-    differ = [k for k in settings if k not in MACHINE and manifest["settings"].get(k) != settings[k]]
-    if differ:
-        was, now = manifest["settings"].get(differ[0]), settings[differ[0]]
-        raise FerError(
-            f"{folder} is finished with other settings ({differ[0]} {was}, now {now}); "
-            "give --name to train beside it, or remove it"
-        )

@@ -24,11 +24,10 @@ from efficientface.pipeline.artifact import (
 )
 from efficientface.pipeline.config import AlignConfig, DistillConfig, TeachConfig
 
-# As in the stages, which import torch.
+# As in teach.py and checkpoint.py, which import torch.
 PLAN = "plan.json"
 CHECKPOINT = "checkpoint.safetensors"
-# Not options of a command, or put there by what the artifact's folder is called.
-NO_OPTION = ("shard_faces", "name", "cache")
+NO_OPTION = ("shard_faces",)  # of a stage's settings, not to be had from the command line
 # What a cache's settings tell about the labelling, apart from the teacher.
 LABELLING = ("views", "seed", "min_area", "label_batch")
 COLOUR = {"done": "green", "stale": "yellow", "unfinished": "yellow", "missing": "dim", "damaged": "red"}
@@ -59,7 +58,8 @@ def status(run: Path) -> dict[str, Any]:
     if kind is not None:
         home = run.resolve().parent
         home = home.parent if home.name == "students" else home
-        raise FerError(f"{printable(run)} is an artifact ({printable(kind)}); give the run that it lies in, {quoted(home)}")
+        what = f"{printable(run)} is an artifact ({printable(kind)})"
+        raise FerError(f"{what}; give the run that it lies in, {quoted(home)}")
     stages = look(run)
     return {
         "run": str(run),
@@ -69,14 +69,17 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def status_tables(result: dict[str, Any]) -> list[Any]:
-    """A line an artifact, then the next command on a line of its own, to be copied."""
+    """A line an artifact, a second one if `fer inspect` looked into it, and the next command alone, to be copied."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for stage in result["stages"]:
         state = Text(stage["state"], style=COLOUR[stage["state"]])
-        table.add_row(Text(printable(stage["stage"])), state, Text(printable(stage["detail"])))
+        detail = Text(printable(stage["detail"]))
+        if "inside" in stage:
+            detail.append("\n" + printable(stage["inside"]), "dim")
+        table.add_row(Text(printable(stage["stage"])), state, detail)
     return [table, Text(), Text.assemble(("next: ", "dim"), (printable(result["next"]), "bold"))]
 
 
@@ -97,7 +100,7 @@ def look(run: Path) -> list[Stage]:
     found += [look_at(run, name, "student") for name in students]
     if not students:
         found.append(Stage("students", "student", run / "students", "missing", "", {}))
-    return found
+    return [*found, evaluation(run, found)]
 
 
 def look_at(run: Path, name: str, kind: str, faces: int | None = None) -> Stage:
@@ -117,6 +120,21 @@ def look_at(run: Path, name: str, kind: str, faces: int | None = None) -> Stage:
     if changed:
         detail += f"; made from other {' and other '.join(changed)} than there are now"
     return Stage(name, kind, folder, "stale" if changed else "done", detail, manifest["settings"], manifest)
+
+
+def evaluation(run: Path, stages: list[Stage]) -> Stage:
+    """What `fer evaluate` left; stale if a finished model is younger, which is all that its files tell."""
+    folder = run / "evaluation"
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        return Stage("evaluation", "evaluation", folder, "missing", "", {})
+    models = [s for s in stages if s.kind in ("teacher", "student") and s.manifest]
+    judged = max(path.stat().st_mtime for path in files)
+    younger = [s.name for s in models if (s.folder / MANIFEST).stat().st_mtime > judged]
+    detail = f"on {', '.join(path.stem for path in files)}"
+    if younger:
+        detail += f"; older than {', '.join(younger)}"
+    return Stage("evaluation", "evaluation", folder, "stale" if younger else "done", detail, {})
 
 
 def sources_of(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -241,46 +259,53 @@ def next_command(run: Path, stages: list[Stage]) -> str:
     """What to type next. It goes on where a stage was interrupted, with the settings that were given then."""
     faces, teacher = stages[:2]
     caches = [stage for stage in stages if stage.kind == "distributions"]
-    students = [stage for stage in stages if stage.kind == "student"]
+    begun = [cache for cache in caches if cache.state == "unfinished"]
+    done = [cache for cache in caches if cache.state == "done"]
     if faces.state != "done":
         again = command("align", "SOURCE", run, options=options(AlignConfig, faces.settings))
         return first_remove([faces], again)
-    for cache in caches:
-        if cache.state == "unfinished" and teacher.state in ("done", "missing"):
-            return labelling(run, teacher, cache)
-    cache = next((stage for stage in caches if stage.state == "done"), None)
-    if cache is None or teacher.state == "unfinished":
-        if teacher.state == "done" or (teacher.state == "missing" and caches[0].manifest):
-            return labelling(run, teacher, caches[0])
+    if begun and teacher.state in ("done", "missing"):
+        return labelling(run, teacher, begun[0])
+    if not done and (teacher.state == "done" or teacher.state == "missing" and caches[0].manifest):
+        return labelling(run, teacher, caches[0])
+    if not done or teacher.state == "unfinished":
         # a finished cache of the former teacher would stop the labelling after a whole training
         former = caches if teacher.state != "unfinished" else []
         settings = {k: v for stage in former for k, v in stage.settings.items() if k in LABELLING} | teacher.settings
         return first_remove([teacher, *former], command("teach", run, options=options(TeachConfig, settings)))
-    for student in sorted(students, key=lambda s: ("unfinished", "done", "stale", "damaged", "missing").index(s.state)):
-        if student.state == "done":
-            return command("evaluate", run)
-        name = student.folder.name if student.state != "missing" else ""
-        named = ["--name", name] if name and name != student.settings.get("loss", DistillConfig.loss) else []
-        read_from = str(student.settings.get("cache") or "")
-        if student.state == "missing":
-            read_from = cache.name.removeprefix("distributions").removeprefix("-")
-        cached = ["--cache", read_from] if read_from else []
-        # a first student sees the size that its teacher saw, on the same device
-        settings = student.settings or {k: v for k, v in teacher.settings.items() if k in ("size", "device")}
-        return first_remove([student], command("distill", run, options=[*named, *cached, *options(DistillConfig, settings)]))
-    raise AssertionError("there is always a student, if only a missing one")
+    order = ("unfinished", "done", "stale", "damaged", "missing")
+    student = min((s for s in stages if s.kind == "student"), key=lambda s: order.index(s.state))
+    if student.state != "done":
+        return training(run, teacher, done[0], student)
+    if stages[-1].state != "done":
+        return command("evaluate", run)
+    return command("inspect", done[0].folder, "--top", "disagreeing")
+
+
+def training(run: Path, teacher: Stage, cache: Stage, student: Stage) -> str:
+    """`fer distill` for a student that is not done; a first one reads `cache` and sees the size its teacher saw."""
+    settings = student.settings
+    if student.state == "missing":
+        settings = {k: v for k, v in teacher.settings.items() if k == "size"} | {"cache": cache_name(cache)}
+    elif student.folder.name != (settings.get("name") or settings.get("loss", DistillConfig.loss)):
+        settings = settings | {"name": student.folder.name}  # the folder was renamed, or what it held is not known
+    return first_remove([student], command("distill", run, options=options(DistillConfig, settings)))
 
 
 def labelling(run: Path, teacher: Stage, cache: Stage) -> str:
     """`fer teach` with a teacher that is there: no training, only the labelling."""
-    wanted = (*LABELLING, "choose_on", "device")
+    wanted = (*LABELLING, "choose_on")
     settings = {k: v for k, v in (teacher.settings | cache.settings).items() if k in wanted}
-    name = cache.name.removeprefix("distributions").removeprefix("-")
-    chosen = options(TeachConfig, settings) + (["--cache", name] if name else [])
+    chosen = options(TeachConfig, settings | {"cache": cache_name(cache)})
     trained = str(teacher.folder) if teacher.state == "done" else "TEACHER"
     if teacher.state != "done" and cache.manifest:
         trained = next(s["path"] for s in sources_of(cache.folder, cache.manifest) if s["name"] == "teacher")
     return first_remove([cache], command("teach", run, options=["--checkpoint", trained, *chosen]))
+
+
+def cache_name(cache: Stage) -> str:
+    """NAME of distributions-NAME/, nothing for distributions/."""
+    return cache.name.removeprefix("distributions").removeprefix("-")
 
 
 def options(config: type, settings: dict[str, Any]) -> list[str]:

@@ -1,7 +1,9 @@
 """Stage 2 of 3: train the label distribution generator on single labels, then cache its answer about every face."""
 
+import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,27 +18,32 @@ from efficientface import FerError
 from efficientface.cache.distributions import SEEN, UNSEEN, Distributions
 from efficientface.cache.parquet import check_class_names, read_shards, write_shard
 from efficientface.data.batches import canonical
+from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
 from efficientface.models import build
+from efficientface.pipeline.allocator import keep_freed_memory
 from efficientface.pipeline.artifact import (
     is_finished,
     read_manifest,
     reference_to,
+    refuse_other,
     replacing,
     write_json,
     write_manifest,
 )
-from efficientface.pipeline.checkpoint import CONFIG, WEIGHTS, load_model, save_weights
+from efficientface.pipeline.checkpoint import CONFIG, finish_model, load_model
 from efficientface.pipeline.config import TeachConfig
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
-from efficientface.pipeline.train import CHECKPOINT, METRICS, Lesson, fit
+from efficientface.pipeline.train import MACHINE, Lesson, fit, join_ranks, leads, meet, rank_and_world
 
 log = logging.getLogger(__name__)
 
 TRAINED_ON = "trained_on.parquet"
 PLAN = "plan.json"
+Advance = Callable[[int], None]  # told the number of faces just done
+
 # TeachConfig's fields that shape distributions/ and not the teacher
 LABELLING = ("views", "label_batch", "shard_faces", "cache")
 
@@ -46,6 +53,9 @@ def run(run: Path, config: TeachConfig, checkpoint: Path | None = None) -> dict[
 
     Returns the teacher's accuracy on validation, the faces and views cached, and where.
     """
+    join_ranks(config.device)
+    if config.device == "cpu":
+        keep_freed_memory()
     inputs = read_inputs(run)
     check_class_names(inputs.faces.classes)
     teacher = checkpoint or run / "teacher"
@@ -59,10 +69,11 @@ def run(run: Path, config: TeachConfig, checkpoint: Path | None = None) -> dict[
 
 def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig) -> None:
     """Train the LDG on the labelled training faces, or find it trained already."""
-    settings = {k: v for k, v in asdict(config).items() if k not in LABELLING}
+    settings = {name: value for name, value in asdict(config).items() if name not in (*LABELLING, *MACHINE)}
+    made_from = {"faces": reference_to(inputs.folder, folder)}
     if is_finished(folder):
-        manifest = read_manifest(folder, "teacher")
-        _refuse_other(folder, manifest, settings, inputs)
+        remedy = "give --checkpoint to use it as it is, or remove it to train anew"
+        refuse_other(folder, read_manifest(folder, "teacher"), made_from, settings, remedy)
         log.info("teacher: already trained, %s", folder)
         return
     train, judge = inputs.labelled("train"), inputs.labelled(config.choose_on)
@@ -80,32 +91,23 @@ def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig) -> None:
     log.info("teacher: %s on %d faces at %d pixels", config.teacher_arch, len(train), config.size)
     # views, shards and the cache's name are the labelling's: they do not part a checkpoint from its training
     begun = replace(config, **{name: getattr(TeachConfig, name) for name in LABELLING})
-    facts = {**inputs.facts, "faces": reference_to(inputs.folder, folder)["manifest"]}
+    facts = {**inputs.facts, "faces": made_from["faces"]["manifest"]}
     weights, best = fit(model, train, lesson, judge, begun, facts, folder)
-    save_weights(
-        folder,
-        weights,
-        {
-            "arch": config.teacher_arch,
-            "options": {},
-            "classes": list(classes),
-            "size": config.size,
-            "mean": inputs.facts["mean"],
-            "std": inputs.facts["std"],
-        },
-    )
-    with replacing(folder / TRAINED_ON) as part:
-        pq.write_table(pa.table({"face_id": train.face_id, "image_hash": train.image_hash}), part)
-    write_manifest(
-        folder,
-        "teacher",
-        files=[WEIGHTS, CONFIG, METRICS, TRAINED_ON],
-        classes=classes,
-        made_from={"faces": reference_to(inputs.folder, folder)},
-        settings=settings,
-        facts={"train_faces": len(train), "chosen_on": config.choose_on, "best": best},
-    )
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    if leads():
+        with replacing(folder / TRAINED_ON) as part:
+            pq.write_table(pa.table({"face_id": train.face_id, "image_hash": train.image_hash}), part)
+        asked = {"arch": config.teacher_arch, "options": {}, "classes": list(classes), "size": config.size}
+        finish_model(
+            folder,
+            "teacher",
+            weights,
+            {**asked, "mean": inputs.facts["mean"], "std": inputs.facts["std"]},
+            files=[TRAINED_ON],
+            made_from=made_from,
+            settings=settings,
+            facts={"train_faces": len(train), "chosen_on": config.choose_on, "best": best},
+        )
+    meet()
 
 
 def cache_distributions(inputs: Inputs, teacher: Path, folder: Path, config: TeachConfig) -> dict[str, Any]:
@@ -115,6 +117,14 @@ def cache_distributions(inputs: Inputs, teacher: Path, folder: Path, config: Tea
     """
     faces, model, described = inputs.faces, *load_model(teacher, "teacher")
     order = _class_order(described["classes"], faces.classes, teacher)
+
+    def ask(part: Faces, boxes: np.ndarray, flips: np.ndarray, advance: Advance = lambda count: None) -> np.ndarray:
+        """(N, K, C) answers about K views of N faces, the classes in the order of faces/."""
+        return predict(
+            model, part, boxes, flips, size=described["size"], mean=described["mean"], std=described["std"],
+            device=config.device, batch=config.label_batch, workers=config.workers, advance=advance,
+        )[..., order]  # fmt: skip
+
     settings = {
         "views": config.views,
         "seed": config.seed,
@@ -125,17 +135,16 @@ def cache_distributions(inputs: Inputs, teacher: Path, folder: Path, config: Tea
     made_from = {"faces": reference_to(inputs.folder, folder), "teacher": reference_to(teacher, folder)}
     if is_finished(folder):
         manifest = read_manifest(folder, "distributions")
-        if manifest["settings"] != settings or _digests(manifest["made_from"]) != _digests(made_from):
-            raise FerError(
-                f"{folder} holds distributions of other faces, another teacher or other settings; "
-                "give --cache NAME to write beside it, or remove it"
-            )
+        refuse_other(folder, manifest, made_from, settings, "give --cache NAME to write beside it, or remove it")
         log.info("distributions: already cached, %s", folder)
         return _summary(manifest, folder)
 
-    sanity = check_teacher(model, described, order, inputs, config)
+    sanity = check_teacher(ask, inputs, config.choose_on)
     plan = {"settings": settings, "made_from": _digests(made_from)}
-    _begin(folder, plan)
+    if leads():
+        _begin(folder, plan)
+    meet()
+    rank, world = rank_and_world()
     trained_on = set(pq.read_table(teacher / TRAINED_ON)["image_hash"].to_pylist())
     shards = [f"part-{k:05d}.parquet" for k in range(-(-len(faces) // config.shard_faces))]
     total = len(faces) * (1 + config.views)
@@ -143,19 +152,15 @@ def cache_distributions(inputs: Inputs, teacher: Path, folder: Path, config: Tea
     with progress("labelling", len(faces)) as advance:
         for k, name in enumerate(shards):
             rows = np.arange(k * config.shard_faces, min((k + 1) * config.shard_faces, len(faces)))
-            if (folder / name).exists():
+            if (folder / name).exists() or k % world != rank:
                 advance(len(rows))
                 continue
             part = faces.select(rows)
-            whole_box, whole_flip = canonical(len(part), inputs.facts["crop"])
             boxes, flips = draw_views(
                 config.seed, part.face_id, range(config.views), inputs.facts["crop"], config.min_area
             )
-            answers = predict(
-                model, part, np.concatenate([whole_box, boxes], 1), np.concatenate([whole_flip, flips], 1),
-                size=described["size"], mean=described["mean"], std=described["std"],
-                device=config.device, batch=config.label_batch, workers=config.workers, advance=advance,
-            )[..., order]  # fmt: skip
+            whole_box, whole_flip = canonical(len(part), inputs.facts["crop"])
+            answers = ask(part, np.concatenate([whole_box, boxes], 1), np.concatenate([whole_flip, flips], 1), advance)
             seen = np.array([digest in trained_on for digest in part.image_hash])
             shard = Distributions(
                 classes=part.classes,
@@ -172,52 +177,56 @@ def cache_distributions(inputs: Inputs, teacher: Path, folder: Path, config: Tea
             shard.check(name)
             with replacing(folder / name) as part_file:
                 write_shard(shard, part_file)
+    meet()
+    if leads():
+        _finish(folder, shards, made_from, settings, {"arch": described["arch"], "size": described["size"], **sanity})
+    meet()
+    return _summary(read_manifest(folder, "distributions"), folder)
+
+
+def _finish(
+    folder: Path, shards: list[str], made_from: dict[str, Any], settings: dict[str, Any], teacher: dict[str, Any]
+) -> None:
+    """Read all shards back, then write the manifest."""
     written = read_shards([folder / name for name in shards])
-    manifest = write_manifest(
+    write_manifest(
         folder,
         "distributions",
         files=shards,
-        classes=faces.classes,
+        classes=written.classes,
         made_from=made_from,
         settings=settings,
         facts={
             "faces": len(written),
             "views": written.views,
             "source": "teacher",
-            "min_area": config.min_area,
-            "teacher": {"arch": described["arch"], "size": described["size"], **sanity},
+            "min_area": settings["min_area"],
+            "teacher": teacher,
             "fold_faces": {str(k): int((written.fold == k).sum()) for k in np.unique(written.fold)},
         },
     )
     (folder / PLAN).unlink(missing_ok=True)
-    return _summary(manifest, folder)
 
 
-def check_teacher(
-    model: torch.nn.Module, described: dict[str, Any], order: list[int], inputs: Inputs, config: TeachConfig
-) -> dict[str, Any]:
-    """The teacher's accuracy on validation; FerError if it is no better than guessing.
+def check_teacher(ask: Callable[..., np.ndarray], inputs: Inputs, split: str) -> dict[str, Any]:
+    """The teacher's accuracy on a split; FerError if it is no better than guessing.
 
     A permuted class order is the field's most common silent failure, so the permutation that would mend the answers,
     if one would, is named.
     """
-    judge = inputs.labelled(config.choose_on)
-    boxes, flips = canonical(len(judge), inputs.facts["crop"])
-    answers = predict(
-        model, judge, boxes, flips,
-        size=described["size"], mean=described["mean"], std=described["std"], device=config.device, workers=config.workers,
-    )[:, 0][:, order]  # fmt: skip
+    judge = inputs.labelled(split)
+    answers = ask(judge, *canonical(len(judge), inputs.facts["crop"]))[:, 0]
     count, classes = len(judge), judge.classes
     accuracy = float((answers.argmax(1) == judge.label).mean())
     chance = 1 / len(classes)
     if accuracy > chance:
-        return {"accuracy": accuracy, "accuracy_on": config.choose_on, "faces": count}
+        return {"accuracy": accuracy, "accuracy_on": split, "faces": count}
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(confusion, (judge.label, answers.argmax(1)), 1)
     truth, answered = linear_sum_assignment(-confusion)
     mended = confusion[truth, answered].sum() / count
     message = (
-        f"the teacher is right about {accuracy:.1%} of {count} {config.choose_on} faces, "
+        f"the teacher is right about {accuracy:.1%} of {count} {split} faces, "
         f"no better than guessing among {len(classes)} classes ({chance:.1%})"
     )
     # three standard errors: the best of all permutations is above chance by luck alone
@@ -244,8 +253,6 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     """Start labelling, or go on with the same plan; shards of another plan are never mixed in."""
     path = folder / PLAN
     if path.exists():
-        import json
-
         if json.loads(path.read_text()) != json.loads(json.dumps(plan)):
             log.info("distributions: begun with another teacher or other settings; starting again")
             shutil.rmtree(folder)
@@ -257,19 +264,6 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
 
 def _digests(made_from: dict[str, Any]) -> dict[str, str]:
     return {name: reference["manifest"] for name, reference in made_from.items()}
-
-
-def _refuse_other(folder: Path, manifest: dict[str, Any], settings: dict[str, Any], inputs: Inputs) -> None:
-    """A finished artifact is only taken for the wanted one if faces and settings are the same."""
-    if manifest["made_from"]["faces"]["manifest"] != reference_to(inputs.folder, folder)["manifest"]:
-        raise FerError(f"{folder} was made from other faces than {inputs.folder}; remove it, or use another run folder")
-    differ = [k for k in settings if k not in ("device", "workers") and manifest["settings"].get(k) != settings[k]]
-    if differ:
-        was, now = manifest["settings"].get(differ[0]), settings[differ[0]]
-        raise FerError(
-            f"{folder} is finished with other settings ({differ[0]} {was}, now {now}); "
-            "give --checkpoint to use it as it is, or remove it to train anew"
-        )
 
 
 def _summary(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from efficientface.data.batches import canonical, normalise, view_batches
 from efficientface.data.faces import Faces
 from efficientface.pipeline.allocator import keep_freed_memory
 from efficientface.pipeline.artifact import write_text
-from efficientface.pipeline.checkpoint import Checkpoint
+from efficientface.pipeline.checkpoint import CHECKPOINT, METRICS, Checkpoint
 from efficientface.pipeline.config import TrainConfig
 from efficientface.pipeline.losses import distribution_loss
 from efficientface.pipeline.predict import predict
@@ -32,8 +32,6 @@ from efficientface.pipeline.progress import progress
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.safetensors"
-METRICS = "metrics.jsonl"
 # Settings that do not change the result: an interrupted training may go on with others.
 MACHINE = ("device", "workers")
 
@@ -61,7 +59,8 @@ def fit(
     and whatever must be the same when an interrupted training goes on. Writes metrics.jsonl and, an epoch at a time,
     a checkpoint to `folder`; the checkpoint is the caller's to remove when the artifact is finished.
     """
-    rank, world = _join_ranks(config.device)
+    join_ranks(config.device)
+    rank, world = rank_and_world()
     if config.device == "cpu":
         keep_freed_memory()
     device = torch.device(config.device)
@@ -89,7 +88,11 @@ def fit(
         epoch, started = len(lines), time.perf_counter()
         loss = train_epoch(parallel, optimizer, scaler, train, lesson(epoch), epoch, config, facts, (rank, world))
         trained = time.perf_counter() - started
-        accuracy, entropy = judge_epoch(model, judge, config, facts)
+        # the leading rank judges for all: batch norm's statistics differ between ranks
+        verdict = [judge_epoch(model, judge, config, facts) if rank == 0 else None]
+        if world > 1:
+            dist.broadcast_object_list(verdict)
+        accuracy, entropy = verdict[0]  # type: ignore[misc]
         lines.append(
             {
                 "epoch": epoch,
@@ -126,7 +129,7 @@ def train_epoch(
     facts: dict[str, Any],
     place: tuple[int, int],
 ) -> float:
-    """One pass over the faces; the mean loss a face, of this rank's share."""
+    """One pass over the faces; the mean loss a face, over all ranks."""
     rank, world = place
     model.train()
     batches = global_batches(len(faces), config.batch_size, config.seed, epoch, world)
@@ -149,7 +152,9 @@ def train_epoch(
             scaler.update()
             total += loss.detach() * len(batches[step]) / world
             advance(len(rows))
-    mean = total.item() / sum(len(rows) for rows in mine)
+    if world > 1:
+        dist.all_reduce(total)
+    mean = total.item() / len(faces)
     if not math.isfinite(mean):
         raise FerError(f"the loss is {mean} in epoch {epoch + 1}; start again with a smaller --lr than {config.lr}")
     return mean
@@ -208,13 +213,26 @@ def autocast(device: str, precision: str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, dtype, enabled=precision != "fp32")
 
 
-def _join_ranks(device: str) -> tuple[int, int]:
-    """(rank, world size); joins torchrun's process group if it started this process."""
-    if not dist.is_torchelastic_launched():
-        return 0, 1
-    if not dist.is_initialized():
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are: 0 of 1 unless torchrun started it."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def leads() -> bool:
+    """Whether this process writes what all ranks have made; alone, it does."""
+    return rank_and_world()[0] == 0
+
+
+def meet() -> None:
+    """Wait until every rank has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def join_ranks(device: str) -> None:
+    """Join torchrun's process group if torchrun started this process."""
+    if dist.is_torchelastic_launched() and not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return dist.get_rank(), dist.get_world_size()
 
 
 def _other_settings(path: Path, stored: dict[str, Any], given: dict[str, Any]) -> FerError:

@@ -128,7 +128,9 @@ def test_a_truncated_shard_is_refused(tmp_path):
     path = tmp_path / "part.parquet"
     write_shard(make(["a", "b"]), path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(FerError, match=r"part.parquet cannot be read as Parquet .*; restore it, or run fer teach again$"):
+    with pytest.raises(
+        FerError, match=r"part.parquet cannot be read as Parquet .*; restore it, or run fer teach again$"
+    ):
         read_shards([path])
 
 

@@ -3,7 +3,9 @@
 import io
 import os
 import random
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -146,13 +148,22 @@ def test_a_file_without_permission(tmp_path):
         read_photo(path)
 
 
-@pytest.mark.parametrize("side", [9_600, 20_000])
+@pytest.mark.parametrize("side", [9_500, 40_000])
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(side):
+    data = bytearray(encoded(photo()))
+    data[16:24] = struct.pack(">II", side, side)  # width and height in a PNG's first chunk, then its checksum
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = encoded(Image.new("1", (side, side)))
         with pytest.raises(Unreadable, match="too large"):
-            decode_photo(data)
+            decode_photo(bytes(data))
+
+
+def picture_or_reason(data: bytes) -> np.ndarray | Unreadable:
+    try:
+        return decode_photo(data)
+    except Unreadable as error:
+        return error
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "bmp", "tiff"])
@@ -161,14 +172,10 @@ def test_damaged_bytes_raise_nothing_else(kind):
     chance = random.Random(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd tags
-        for _ in range(300):
+        for _ in range(150):
             damaged = bytearray(data)
             for _ in range(chance.randint(1, 8)):
                 damaged[chance.randrange(min(len(data), 400))] = chance.randrange(256)
-            try:
-                image = decode_photo(bytes(damaged))
-            except Unreadable as error:
-                assert str(error)
-            else:
-                assert image.dtype == np.uint8
-                assert image.shape[2] == 3
+            result = picture_or_reason(bytes(damaged))
+            assert str(result)
+            assert isinstance(result, Unreadable) or (result.dtype == np.uint8 and result.shape[2] == 3)

@@ -16,8 +16,9 @@ from efficientface.data.faces import read_faces
 from efficientface.data.views import draw_views
 from efficientface.pipeline.artifact import DIGEST, MANIFEST, digest_file
 
-TEACH = "--teacher-arch resnet18 --size 32 --epochs 6 --batch-size 16 --schedule onecycle --lr 0.05 --min-area 0.5".split()
-DISTILL = "--size 32 --epochs 2 --batch-size 16 --schedule onecycle --min-area 0.5".split()
+COMMON = ["--size", "32", "--batch-size", "16", "--schedule", "onecycle", "--min-area", "0.5"]
+TEACH = [*COMMON, "--teacher-arch", "resnet18", "--epochs", "6", "--lr", "0.05"]
+DISTILL = [*COMMON, "--epochs", "2"]
 
 
 def fer(*args):
@@ -106,7 +107,10 @@ def test_a_killed_labelling_goes_on_with_the_missing_shards(original, tmp_path):
     assert [box.tolist() for face in again["view_box"] for box in face] == [
         box.tolist() for face in whole["view_box"] for box in face
     ]
-    assert "holds distributions of other faces" in refused(fer("teach", run, *options))
+    assert refused(fer("teach", run, *options)) == (
+        f"{run}/distributions is finished with other settings (shard_faces 20, now 8192); "
+        "give --cache NAME to write beside it, or remove it"
+    )
 
 
 def test_a_finished_stage_is_not_done_again(run):
@@ -163,7 +167,7 @@ def test_a_teacher_that_only_guesses_is_refused(original, tmp_path, monkeypatch)
 
     run = shutil.copytree(original, tmp_path / "run")
     shutil.rmtree(run / "distributions")
-    monkeypatch.setattr(teach, "predict", lambda model, faces, *a, **k: np.full((len(faces), 1, 3), 1 / 3, np.float32))
+    monkeypatch.setattr(teach, "predict", lambda model, faces, *a, **k: np.full((len(faces), 1, 3), 1 / 3))
     assert refused(fer("teach", run, *TEACH, "--views", 3)) == (
         "the teacher is right about 33.3% of 12 val faces, no better than guessing among 3 classes (33.3%); "
         "train it longer (--epochs), at a larger --size or with another --lr"

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from efficientface import FerError
 from efficientface.pipeline import distill, teach, train
 from efficientface.pipeline.artifact import MANIFEST
+from efficientface.pipeline.checkpoint import CHECKPOINT
 from efficientface.pipeline.config import DistillConfig, TeachConfig, TrainConfig
 from efficientface.pipeline.losses import distribution_loss
 
@@ -133,7 +134,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(taught, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         distill.run(taught, replace(DISTILL, name="halves"))
     folder = taught / "students" / "halves"
-    assert (folder / train.CHECKPOINT).exists()
+    assert (folder / CHECKPOINT).exists()
     assert not (folder / MANIFEST).exists()
     distill.run(taught, replace(DISTILL, name="halves"))
     assert len(calls) == 4, "the finished epochs were trained again"
@@ -145,7 +146,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(taught, monkeypatch)
     for line in ours + theirs:
         del line["seconds"], line["faces_per_second"]
     assert ours == theirs
-    assert not (folder / train.CHECKPOINT).exists()
+    assert not (folder / CHECKPOINT).exists()
 
 
 def test_a_checkpoint_of_other_settings_is_refused(taught, monkeypatch):

@@ -1,0 +1,111 @@
+"""Photographs as people have them -> (H, W, 3) uint8 RGB, the right way up.
+
+Colour profiles are ignored: what the file's numbers say is taken as sRGB.
+"""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# Decoding costs memory in proportion to this; it is also where Pillow begins to suspect a decompression bomb.
+MAX_PIXELS = 89_478_485
+
+# What Pillow's decoders raise on damaged files, beside OSError.
+_DAMAGED = (
+    SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error, zlib.error,
+)  # fmt: skip
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Unreadable(Exception):
+    """A file that gives no picture; the message is a short reason such as `truncated` or `does not exist`."""
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """The photograph in a file as (H, W, 3) uint8 RGB; Unreadable says why there is none."""
+    return decode_photo(read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes; Unreadable if there are none."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise Unreadable("does not exist") from error
+    except IsADirectoryError as error:
+        raise Unreadable("is a folder") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise Unreadable(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not data:
+        raise Unreadable("empty file")
+    return data
+
+
+def decode_photo(data: bytes) -> np.ndarray:
+    """Any picture that Pillow knows, as (H, W, 3) uint8 RGB; of several frames the first.
+
+    EXIF orientation is obeyed, 16 bits a channel become 8 by the full range, transparency is laid over white, as
+    it is where such pictures are shown.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _refuse_too_large(image.size)
+            image.load()
+            upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+            eight_bit = _to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Unreadable(f"too large (more than {MAX_PIXELS:,} pixels)") from error
+    except Image.UnidentifiedImageError as error:
+        raise Unreadable("not an image") from error
+    except OSError as error:
+        truncated = "truncated" in str(error).lower()
+        raise Unreadable("truncated" if truncated else f"damaged ({error})") from error
+    except _DAMAGED as error:
+        raise Unreadable(f"damaged ({error})") from error
+    return np.array(eight_bit if upright is None else eight_bit.transpose(upright))
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """Whether the three channels of (H, W, 3) agree in every pixel, as they do in grey JPEGs stored as colour."""
+    red = image[..., 0]
+    return np.array_equal(red, image[..., 1]) and np.array_equal(red, image[..., 2])
+
+
+def _refuse_too_large(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"too large ({width} x {height} pixels, more than {MAX_PIXELS:,})")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image of any mode in mode RGB."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_16_bits(image).convert("RGB")
+    if image.mode == "F":
+        raise Unreadable("floating-point pixels, whose range is unknown")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits to 8 by the full range: Pillow's own conversion would clip everything above 255."""
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise Unreadable("32-bit pixels, whose range is unknown")
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
