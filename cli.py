@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from efficientface import FerError, __version__
 from efficientface.pipeline.config import AlignConfig, DemoConfig, DistillConfig, TeachConfig, TrainConfig
 
+LEADS = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 PATH = click.Path(path_type=Path)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -74,7 +76,8 @@ def cli() -> None:
     fer teach    faces -> a teacher and every face's label distribution
     fer distill  faces and distributions -> a small student
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr; stdout is for results
+    # to stderr; stdout is for results; under torchrun the first process speaks for all
+    logging.basicConfig(level=logging.INFO if LEADS else logging.WARNING, format="%(message)s")
 
 
 @cli.command()
@@ -242,6 +245,8 @@ def demo(run: Path, images: Path | None, as_json: bool, **options: Any) -> None:
 
 def _print(result: dict[str, Any], as_json: bool, tables: Callable[[dict[str, Any]], list[Any]]) -> None:
     """A stage's result on stdout, as JSON or as tables."""
+    if not LEADS:
+        return
     if as_json:
         click.echo(json.dumps(result, indent=1, ensure_ascii=False))
         return

@@ -6,6 +6,7 @@ fancy index and no file handle is shared between threads.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from efficientface import FerError
 
 # Values of `fold` below zero; k >= 0 is the k-th out-of-fold teacher.
 SEEN, UNSEEN, NO_TEACHER = -1, -2, -3
+ARRAYS = (
+    *("face_id", "image_hash", "split", "label", "fold", "canonical"),
+    *("view_box", "view_flip", "view_distribution"),
+)  # the fields of Distributions with one entry a face
 SUM_TOLERANCE = 1e-3  # of a distribution's sum; float32 softmax is within 1e-6
 
 
@@ -45,13 +50,23 @@ class Distributions:
         """V, the stored views a face."""
         return self.view_box.shape[1]
 
-    def check(self, name: str) -> None:
-        """FerError if a distribution is not one, or a face id comes twice; `name` is the file's, for the message."""
+    def check_ids(self, name: str) -> None:
+        """FerError if a face id comes twice; `name` is the file's, for the message."""
         unique, counts = np.unique(self.face_id, return_counts=True)
         if len(unique) != len(self.face_id):
             raise FerError(
                 f"{name} has {int((counts > 1).sum())} face ids more than once, first {unique[counts > 1][0]}; "
                 "restore it, or run fer teach again"
+            )
+
+    def check(self, name: str) -> None:
+        """FerError if a face id comes twice, a label is none, or a distribution is not one."""
+        self.check_ids(name)
+        unknown = (self.label < -1) | (self.label >= len(self.classes))
+        if unknown.any():
+            raise FerError(
+                f"{name} has {int(unknown.sum())} labels that are the number of none of its {len(self.classes)} "
+                f"classes, first of face {self.face_id[unknown][0]}; restore it, or run fer teach again"
             )
         for part, values in (("canonical", self.canonical), ("view", self.view_distribution)):
             wrong = ~np.isfinite(values).all(-1) | (values < 0).any(-1) | (np.abs(values.sum(-1) - 1) > SUM_TOLERANCE)
@@ -64,9 +79,8 @@ class Distributions:
 
     def select(self, rows: np.ndarray) -> "Distributions":
         """The faces at `rows`: (M,) indices or (N,) booleans."""
-        names = ("face_id", "image_hash", "split", "label", "fold", "canonical")
-        names += ("view_box", "view_flip", "view_distribution")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+        arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in ARRAYS}
+        return replace(self, **arrays)
 
     def in_order_of(self, classes: Sequence[str], name: str) -> "Distributions":
         """The same distributions with their classes in another order, matched by name."""
@@ -105,6 +119,5 @@ class Distributions:
 
 def join(parts: Sequence[Distributions]) -> Distributions:
     """Shards of the same classes and number of views, one after the other."""
-    names = ("face_id", "image_hash", "split", "label", "fold", "canonical")
-    names += ("view_box", "view_flip", "view_distribution")
-    return replace(parts[0], **{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
+    return replace(parts[0], **arrays)

@@ -61,8 +61,7 @@ def _lists(flat: np.ndarray, inner: int, outer: int) -> pa.Array:
 
 def write_shard(part: Distributions, path: Path) -> None:
     """One Parquet file; floats are stored as they are (dictionaries do not pay for probabilities)."""
-    keys = ["image_hash", "split", "fold", "label"]
-    pq.write_table(distributions_table(part), path, compression="zstd", use_dictionary=keys[1:])
+    pq.write_table(distributions_table(part), path, compression="zstd", use_dictionary=["split", "fold", "label"])
 
 
 def read_shards(files: Sequence[Path], views: bool = True) -> Distributions:
@@ -75,7 +74,9 @@ def read_shards(files: Sequence[Path], views: bool = True) -> Distributions:
         if (part.classes, part.views) != (parts[0].classes, parts[0].views):
             raise FerError(f"{path} has other classes or another number of views than {files[0]}; run fer teach again")
         part.check(str(path))
-    return join(parts)
+    whole = join(parts)
+    whole.check_ids(str(files[0].parent))
+    return whole
 
 
 def _read_shard(path: Path, with_views: bool = True) -> Distributions:

@@ -18,7 +18,7 @@ TRIES = 10
 
 
 def draw_views(
-    seed: int, face_ids: Sequence[str], views: Iterable[int], crop: int, min_area: float = MIN_AREA
+    seed: int, face_ids: Sequence[str] | np.ndarray, views: Iterable[int], crop: int, min_area: float = MIN_AREA
 ) -> tuple[np.ndarray, np.ndarray]:
     """Crop boxes and flips of the given view numbers for each face.
 

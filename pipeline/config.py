@@ -103,8 +103,8 @@ class DemoConfig:
     count: int = 2000  # drawn faces
     teacher_arch: str = "resnet18"
     size: int = 64
-    teacher_epochs: int = 8
-    epochs: int = 20  # of each student
+    teacher_epochs: int = 12
+    epochs: int = 25  # of each student
     device: str = "cpu"
     seed: int = 0
 

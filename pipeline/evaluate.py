@@ -150,12 +150,12 @@ def tables(result: dict[str, Any]) -> list[Table]:
     ]
 
 
-def comparison(result: dict[str, Any]) -> Table:
-    """One row a model."""
+def comparison(result: dict[str, Any], votes: str = "votes") -> Table:
+    """One row a model; `votes` is what the source's vote columns hold."""
     split, count, with_votes = result["split"], result["count"], result["count_with_votes"]
     chosen_here = [name for name, model in result["models"].items() if model["chosen_on"] == split]
-    title = f"{split}: {count:,} labelled faces" + (f", {with_votes:,} with votes" if with_votes else "")
-    notes = ["[95 % interval]; KL and JS in nats, to the votes" if with_votes else "[95 % interval]"]
+    title = f"{split}: {count:,} labelled faces" + (f", {with_votes:,} with {votes}" if with_votes else "")
+    notes = [f"[95 % interval]; KL and JS in nats, to the {votes}" if with_votes else "[95 % interval]"]
     if chosen_here:
         notes.append(f"best epoch chosen on {split} itself, so too good: {', '.join(chosen_here)}")
     table = Table("model", title=title, caption="\n".join(notes).replace("[", r"\["))

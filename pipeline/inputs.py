@@ -29,8 +29,9 @@ class Inputs:
         """The faces of a split that have a label; FerError where training or judging could not begin."""
         rows = (self.faces.split == split) & (self.faces.label >= 0)
         if not rows.any():
+            splits = ", ".join(sorted(set(self.faces.split)))
             raise FerError(
-                f"{self.folder} has no labelled faces in split {split} (splits: {', '.join(sorted(set(self.faces.split)))}); "
+                f"{self.folder} has no labelled faces in split {split} (splits: {splits}); "
                 "run fer align on a source with labels, or with --val-from-train 0.1"
             )
         return self.faces.select(rows)

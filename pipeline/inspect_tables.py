@@ -1,11 +1,13 @@
 """What `fer inspect` found, for a terminal; plain enough to be read in a pipe without colours."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.bar import Bar
 from rich.cells import set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +15,7 @@ from efficientface.pipeline.status import amount, printable, status_tables
 
 MOST_COLUMNS = 10  # with more classes, distributions are told in words
 BAR = 40  # cells
+WIDE = 100  # cells that a line about a face needs, with an id of some length
 # Settings of a training that tell most about its result.
 TOLD = ("loss", "cache", "label_smoothing", "batch_size", "lr", "schedule", "min_area", "precision", "seed")
 
@@ -112,7 +115,10 @@ def means_table(result: dict[str, Any]) -> Table:
     told = classes if columns else ["mean distribution, the most probable classes"]
     right = range(1, 4 + len(classes) if columns else 4)
     table = listing("label", "faces", "agree", "entropy", *told, right=right)
+    for column in table.columns[:4]:
+        column.no_wrap = True  # of what is too wide, the classes' names are shortened, not the numbers
     if columns:
+        table.padding = (0, 1, 0, 0)
         table.title = Text("mean distribution of the faces of a label, in %", style="dim")
         table.title_justify = "left"
     for row in [*result["labels"], result["all"]]:
@@ -139,26 +145,37 @@ def top_tables(result: dict[str, Any]) -> list[Any]:
 
 def face_tables(faces: list[dict[str, Any]]) -> list[Any]:
     """A line a face: its label, its distribution as small upright bars, and what they say."""
-    if not faces:
-        return [Text("no faces", style="dim")]
-    classes = list(faces[0]["distribution"])
-    table = listing("face", "split", "label", initials(classes), "says", "", "label's p", "entropy", right=(5, 6, 7))
-    table.columns[0].overflow = "fold"
-    table.columns[3].no_wrap = True
-    for face in faces:
-        agrees = "green" if face["top"] == face["label"] else "yellow" if face["label"] is not None else ""
-        own = f"{face['label_probability']:.1%}" if face["label_probability"] is not None else ""
-        table.add_row(
-            text(face["face_id"]),
-            text(face["split"] or ""),
-            label_text(face["label"]),
-            upright(face["distribution"], face["label"]),
-            text(face["top"], style=agrees),
-            f"{face['top_probability']:.1%}",
-            own,
-            f"{face['entropy']:.2f}",
-        )
-    return [table]
+    return [FaceLines(faces)] if faces else [Text("no faces", style="dim")]
+
+
+@dataclass(frozen=True)
+class FaceLines:
+    """The table of face_tables; a narrow terminal gets thinner bars and fewer columns, so that ids stay whole."""
+
+    faces: list[dict[str, Any]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.max_width >= WIDE
+        classes = list(self.faces[0]["distribution"])
+        heads = ["face", *(["split"] if wide else []), "label", initials(classes) if wide else "bars", "says", ""]
+        heads += ["label's p", *(["entropy"] if wide else [])]
+        table = listing(*heads, right=[k for k, head in enumerate(heads) if head in ("", "label's p", "entropy")])
+        table.columns[0].overflow = "fold"
+        for column in table.columns[1:]:
+            column.no_wrap = True
+        for face in self.faces:
+            own, agrees = face["label_probability"], face["top"] == face["label"]
+            table.add_row(
+                text(face["face_id"]),
+                *([text(face["split"] or "")] if wide else []),
+                label_text(face["label"]),
+                upright(face["distribution"], face["label"], wide),
+                text(face["top"], style="green" if agrees else "yellow" if own is not None else ""),
+                f"{face['top_probability']:.1%}",
+                f"{own:.1%}" if own is not None else "",
+                *([f"{face['entropy']:.2f}"] if wide else []),
+            )
+        yield table
 
 
 def one_face_tables(result: dict[str, Any]) -> list[Any]:
@@ -230,7 +247,7 @@ def views_table(result: dict[str, Any]) -> Table:
             str(k),
             *map(str, view["box"]),
             "flip" if view["flip"] else "",
-            upright(view["distribution"], result["label"]),
+            upright(view["distribution"], result["label"], wide=True),
             text(view["top"], style="" if view["top"] == result["top"] else "yellow"),
             f"{view['top_probability']:.1%}",
         )
@@ -324,11 +341,13 @@ def in_words(distribution: dict[str, float], most: int) -> str:
     return ", ".join(f"{name} {p:.0%}" for name, p in ranked)
 
 
-def upright(distribution: dict[str, float], label: str | None) -> Text:
-    """Two cells a class, filled from below in eighths; nearly nothing is a point."""
+def upright(distribution: dict[str, float], label: str | None, wide: bool) -> Text:
+    """A bar a class, filled from below in eighths, a point for nearly nothing; `wide` ones have two cells and a gap."""
     line = Text()
     for name, p in distribution.items():
-        line.append(2 * block(p) if p >= 0.01 else "· ", "green" if name == label else "cyan").append(" ")
+        bar = block(p) if p >= 0.01 else "·"
+        own = "green" if name == label else "cyan"
+        line.append(f"{bar}{bar if p >= 0.01 else ' '} " if wide else bar, own)
     return line
 
 

@@ -30,7 +30,7 @@ def predict(
     boxes: (N, K, 4) and flips: (N, K), the views. Batches hold whole faces, about `batch` views, and are cut at the
     same places whoever asks. `advance` is told the faces just done.
     """
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = model.to(device).to(memory_format=torch.channels_last).eval()
     views = boxes.shape[1]
     faces_a_batch = max(1, batch // views)
     rows = np.arange(len(faces))

@@ -228,7 +228,7 @@ def unfinished(run: Path, name: str, kind: str, faces: int | None) -> Stage:
         except (ValueError, KeyError, TypeError) as error:
             raise FerError(f"{folder / PLAN} is damaged") from error
     elif any(folder.iterdir()):
-        detail = f"has files, but neither {PLAN} nor {MANIFEST}: not begun by {STAGE_OF[kind]}"
+        detail = f"has files, but neither {PLAN} nor {MANIFEST}, so {STAGE_OF[kind]} cannot go on with it"
     return Stage(name, kind, folder, "unfinished", detail, settings)
 
 

@@ -59,11 +59,16 @@ def run(run: Path, config: TeachConfig, checkpoint: Path | None = None) -> dict[
     inputs = read_inputs(run)
     check_class_names(inputs.faces.classes)
     teacher = checkpoint or run / "teacher"
+    out = run / (f"distributions-{config.cache}" if config.cache else "distributions")
     if checkpoint is None:
+        if is_finished(out) and not is_finished(teacher):
+            raise FerError(
+                f"{out} is finished and {teacher} is not, so another teacher made it; "
+                "give --cache NAME to write beside it, or remove it"
+            )
         train_teacher(inputs, teacher, config)
     else:
         read_manifest(teacher, "teacher")
-    out = run / (f"distributions-{config.cache}" if config.cache else "distributions")
     return cache_distributions(inputs, teacher, out, config)
 
 

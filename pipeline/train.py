@@ -64,7 +64,7 @@ def fit(
     if config.device == "cpu":
         keep_freed_memory()
     device = torch.device(config.device)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     parallel = DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.SGD(
         model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay

@@ -124,6 +124,24 @@ def test_a_face_id_twice_is_refused(tmp_path):
         read_shards([tmp_path / "part.parquet"])
 
 
+def test_a_face_id_in_two_shards_is_refused(tmp_path):
+    write_shard(make(["a", "b"]), tmp_path / "0.parquet")
+    write_shard(make(["c", "b"]), tmp_path / "1.parquet")
+    with pytest.raises(FerError) as error:
+        read_shards([tmp_path / "0.parquet", tmp_path / "1.parquet"])
+    assert str(error.value) == (
+        f"{tmp_path} has 1 face ids more than once, first b; restore it, or run fer teach again"
+    )
+
+
+def test_a_label_of_no_class_is_refused(tmp_path):
+    part = make(["a", "b"])
+    part.label[1] = 3
+    write_shard(part, tmp_path / "part.parquet")
+    with pytest.raises(FerError, match=r"has 1 labels that are the number of none of its 3 classes, first of face b;"):
+        read_shards([tmp_path / "part.parquet"])
+
+
 def test_a_truncated_shard_is_refused(tmp_path):
     path = tmp_path / "part.parquet"
     write_shard(make(["a", "b"]), path)

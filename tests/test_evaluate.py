@@ -14,8 +14,8 @@ from torch import nn
 from efficientface import FerError
 from efficientface.models import build
 from efficientface.pipeline import evaluate
-from efficientface.pipeline.artifact import reference_to, write_manifest
-from efficientface.pipeline.checkpoint import CONFIG, WEIGHTS, save_weights
+from efficientface.pipeline.artifact import reference_to
+from efficientface.pipeline.checkpoint import METRICS, finish_model
 
 
 def write_model(run, folder, kind="student", classes=CLASSES, state=None, chosen_on="val", made_from=None):
@@ -24,9 +24,9 @@ def write_model(run, folder, kind="student", classes=CLASSES, state=None, chosen
     torch.manual_seed(len(folder.name))
     arch = "resnet18" if kind == "teacher" else "efficientface"
     config = {"arch": arch, "options": {}, "classes": list(classes), "size": 32, "mean": [0.4] * 3, "std": [0.25] * 3}
-    save_weights(folder, state or build(arch, len(classes)).state_dict(), config)
-    write_manifest(
-        folder, kind, files=[WEIGHTS, CONFIG], classes=classes,
+    (folder / METRICS).write_text("")
+    finish_model(
+        folder, kind, state or build(arch, len(classes)).state_dict(), config,
         made_from={"faces": reference_to(run / "faces", folder)} if made_from is None else made_from,
         settings={}, facts={"chosen_on": chosen_on},
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """`fer inspect` and `fer status`: figures against pandas and scipy, states against what is on disk."""
 
+import io
 import json
 import math
 import shlex
@@ -17,6 +18,7 @@ import scipy.stats
 import torch
 from click.testing import CliRunner
 from conftest import CLASSES, write_faces
+from rich.console import Console
 
 from efficientface.cache import summary
 from efficientface.cache.distributions import Distributions
@@ -202,12 +204,12 @@ def test_three_faces_worked_by_hand(tmp_path):
         "all        3           2      1  50.0%    0.418",
         "",
         "mean distribution of the faces of a label, in %",
-        "label      faces   agree  entropy  neutral  happiness  sadness",
-        "neutral        1  100.0%    0.000    100.0        0.0      0.0",
-        "happiness      1    0.0%    0.562     75.0       25.0      0.0",
-        "sadness        0",
-        "no label       1            0.693      0.0       50.0     50.0",
-        "all            3   50.0%    0.418     58.3       25.0     16.7",
+        "label     faces  agree entropy neutral happiness sadness",
+        "neutral       1 100.0%   0.000   100.0       0.0     0.0",
+        "happiness     1   0.0%   0.562    75.0      25.0     0.0",
+        "sadness       0",
+        "no label      1          0.693     0.0      50.0    50.0",
+        "all           3  50.0%   0.418    58.3      25.0    16.7",
     ]
     empty = found("inspect", folder)["labels"][2]
     assert empty == {"label": "sadness", "faces": 0, "agree": 0, "share": None, "entropy": None, "mean": [None] * 3}
@@ -301,8 +303,15 @@ def test_a_few_faces_a_line_each(cache):
     faces = inspect.some_faces(cache, 3)
     assert len(faces) == 3
     assert {face["split"] for face in faces} == {"test"}
-    (table,) = inspect.face_tables(faces)
-    assert table.row_count == 3
+    for width in (80, 130):
+        console = Console(width=width, file=io.StringIO())
+        console.print(*inspect.face_tables(faces))
+        lines = console.file.getvalue().splitlines()
+        assert len(lines) == 4
+        for face, line in zip(faces, lines[1:], strict=True):
+            assert line.startswith(f"{face['face_id']} ")
+            assert f"{face['top']} " in line
+            assert f"{face['top_probability']:.1%}" in line
 
 
 def test_many_classes_are_told_in_words(tmp_path):
@@ -489,8 +498,8 @@ def test_distributions_without_labels_have_none_to_disagree_with(run):
 def test_a_label_that_is_no_class(run):
     cache = write_cache(run / "distributions", run / "faces", label=np.array([0] * 59 + [3]))
     assert fer("inspect", cache).stderr == (
-        f"Error: {cache} has 1 labels that are the number of none of its 3 classes, first 3; "
-        "restore it, or run its stage again\n"
+        f"Error: {cache}/part-00001.parquet has 1 labels that are the number of none of its 3 classes, "
+        "first of face face-059.png; restore it, or run fer teach again\n"
     )
 
 
@@ -644,7 +653,10 @@ def test_strange_files_are_moved_not_removed(run):
     (run / "distributions").mkdir()
     (run / "distributions" / "thesis.txt").write_text("mine")
     result = found("status", run)
-    assert result["stages"][2]["detail"] == "has files, but neither plan.json nor manifest.json: not begun by fer teach"
+    assert (
+        result["stages"][2]["detail"]
+        == "has files, but neither plan.json nor manifest.json, so fer teach cannot go on with it"
+    )
     write_model(run / "teacher", "teacher", {"faces": run / "faces"}, {})
     assert next_of(run) == ("mv RUN/distributions RUN/distributions.other && fer teach RUN --checkpoint RUN/teacher")
 

@@ -16,9 +16,10 @@ from efficientface.data.faces import read_faces
 from efficientface.data.views import draw_views
 from efficientface.pipeline.artifact import DIGEST, MANIFEST, digest_file
 
-COMMON = ["--size", "32", "--batch-size", "16", "--schedule", "onecycle", "--min-area", "0.5"]
-TEACH = [*COMMON, "--teacher-arch", "resnet18", "--epochs", "6", "--lr", "0.05"]
-DISTILL = [*COMMON, "--epochs", "2"]
+COMMON = ["--size", "32", "--schedule", "onecycle", "--min-area", "0.5"]
+# small batches: batch norm's running statistics need some fifty steps before they are worth judging by
+TEACH = [*COMMON, "--teacher-arch", "resnet18", "--epochs", "8", "--batch-size", "6", "--lr", "0.02"]
+DISTILL = [*COMMON, "--epochs", "2", "--batch-size", "16"]
 
 
 def fer(*args):
@@ -81,7 +82,7 @@ def test_a_killed_labelling_goes_on_with_the_missing_shards(original, tmp_path):
     from efficientface.pipeline.config import TeachConfig
 
     config = TeachConfig(
-        teacher_arch="resnet18", size=32, epochs=6, batch_size=16, schedule="onecycle", lr=0.05, min_area=0.5,
+        teacher_arch="resnet18", size=32, epochs=8, batch_size=6, schedule="onecycle", lr=0.02, min_area=0.5,
         views=3, shard_faces=20,
     )  # fmt: skip
     real, calls = teach.write_shard, []
@@ -128,6 +129,15 @@ def test_another_teacher_is_not_mistaken_for_the_finished_one(run):
     )
 
 
+def test_a_cache_of_a_removed_teacher_stops_the_next_teacher_before_it_trains(run):
+    shutil.rmtree(run / "teacher")
+    assert refused(fer("teach", run, *TEACH)) == (
+        f"{run}/distributions is finished and {run}/teacher is not, so another teacher made it; "
+        "give --cache NAME to write beside it, or remove it"
+    )
+    assert not (run / "teacher").exists()
+
+
 def test_a_teacher_of_another_run_labels_faces_it_has_not_seen(original, tmp_path):
     run = tmp_path / "other"
     write_faces(run, seed=1)
@@ -144,7 +154,7 @@ def test_the_order_of_classes_is_matched_by_name(original, tmp_path):
     write_faces(run, classes=("sadness", "neutral", "happiness"), seed=0)
     result = fer("teach", run, "--checkpoint", original / "teacher", "--views", 0, "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["teacher"]["accuracy"] > 0.6
+    assert json.loads(result.stdout)["teacher"]["accuracy"] > 0.8
 
 
 def test_a_permuted_class_list_is_found_and_its_remedy_named(original, tmp_path):
