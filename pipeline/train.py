@@ -161,14 +161,18 @@ def train_epoch(
 
 
 def judge_epoch(model: nn.Module, faces: Faces, config: TrainConfig, facts: dict[str, Any]) -> tuple[float, float]:
-    """Accuracy (0-1) and cross-entropy (nats) of the canonical views against the labels."""
+    """Accuracy (0-1) and cross-entropy (nats) of the canonical views against the labels.
+
+    In the first epochs batch norm's running statistics can be so far off that an answer overflows: it counts as wrong.
+    """
     boxes, flips = canonical(len(faces), facts["crop"])
     answers = predict(
         model, faces, boxes, flips,
         size=config.size, mean=facts["mean"], std=facts["std"], device=config.device, batch=256, workers=config.workers,
     )[:, 0]  # fmt: skip
-    chosen = answers[np.arange(len(faces)), faces.label]
-    accuracy = float((answers.argmax(1) == faces.label).mean())
+    sound = np.isfinite(answers).all(1)
+    chosen = np.where(sound, answers[np.arange(len(faces)), faces.label], 0)
+    accuracy = float((sound & (answers.argmax(1) == faces.label)).mean())
     return accuracy, float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
 
 

@@ -14,6 +14,7 @@ from efficientface.pipeline import distill, teach, train
 from efficientface.pipeline.artifact import MANIFEST
 from efficientface.pipeline.checkpoint import CHECKPOINT
 from efficientface.pipeline.config import DistillConfig, TeachConfig, TrainConfig
+from efficientface.pipeline.inputs import read_inputs
 from efficientface.pipeline.losses import distribution_loss
 
 SMALL = {"size": 32, "schedule": "onecycle", "min_area": 0.5, "workers": 1}
@@ -161,6 +162,16 @@ def test_a_checkpoint_of_other_settings_is_refused(taught, monkeypatch):
         f"{folder}/checkpoint.safetensors was begun with other settings (lr 0.1, now 0.2); "
         f"give the same settings to go on, or remove {folder} to start again"
     )
+
+
+def test_an_answer_that_overflows_counts_as_wrong(taught, monkeypatch):
+    faces = read_inputs(taught).labelled("val")
+    answers = np.eye(3, dtype=np.float32)[faces.label][:, None]
+    answers[faces.label == 0] = np.nan  # argmax alone would call these class 0, and right
+    monkeypatch.setattr(train, "predict", lambda *args, **settings: answers)
+    accuracy, entropy = train.judge_epoch(None, faces, DISTILL, {"crop": 64, "mean": None, "std": None})
+    assert accuracy == pytest.approx((faces.label != 0).mean())
+    assert math.isfinite(entropy)
 
 
 def test_training_stops_when_validation_no_longer_improves(taught):
