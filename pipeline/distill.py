@@ -25,6 +25,7 @@ from efficientface.pipeline.artifact import (
 )
 from efficientface.pipeline.checkpoint import finish_model
 from efficientface.pipeline.config import DistillConfig
+from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
 from efficientface.pipeline.train import MACHINE, Lesson, fit, leads, meet
 
@@ -36,6 +37,7 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
 
     LDL reads RUN/distributions (or distributions-CACHE); SLL needs faces/ alone.
     """
+    prepare(config.device)
     inputs = read_inputs(run)
     folder = run / "students" / (config.name or config.loss)
     made_from = {"faces": reference_to(inputs.folder, folder)}

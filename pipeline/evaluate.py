@@ -13,6 +13,7 @@ from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces
 from efficientface.pipeline.artifact import is_finished, read_manifest, reference_to, replacing, write_json
 from efficientface.pipeline.checkpoint import load_model
+from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, read_inputs
 from efficientface.pipeline.metrics import confusion_png, score
 from efficientface.pipeline.predict import predict
@@ -34,6 +35,7 @@ def run(
     `names` picks some of them: `teacher`, or students by name. Writes RUN/evaluation/SPLIT.json and a confusion matrix
     as confusion-NAME-SPLIT.png; returns what the JSON holds: of each model in `models` what metrics.score gives.
     """
+    prepare(device)
     inputs = read_inputs(run)
     faces = inputs.labelled(split)
     targets = vote_distributions(faces)

@@ -222,7 +222,7 @@ def bars(result: dict[str, Any]) -> Table:
     if distribution:
         heads += ["distribution", ""]
     if votes:
-        heads += [f"{total:g} votes", ""]
+        heads += [f"{total:g} votes" if total > 1.001 else "votes", ""]  # shares have no count
     table = listing("", *heads, right=[k for k in range(1, len(heads) + 1) if k % 2 == 0])
     for name in result["classes"]:
         own = name == result["label"]

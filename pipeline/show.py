@@ -6,9 +6,11 @@ from rich.table import Table
 from rich.text import Text
 
 
-def alignment(result: dict[str, Any]) -> list[Table]:
+def alignment(result: dict[str, Any]) -> list[Any]:
     """What became of the photographs, and what the faces are."""
-    outcome = Table("photographs", "count", "share", title=f"{result['folder']}: {result['images']:,} photographs")
+    # markup off: a folder may have square brackets in its name
+    title = Text(f"{result['images']:,} photographs")
+    outcome = Table("photographs", "count", "share", title=title)
     total = sum(result["statuses"].values())
     for status, count in result["statuses"].items():
         outcome.add_row(status, f"{count:,}", f"{count / total:.2%}")
@@ -22,7 +24,7 @@ def alignment(result: dict[str, Any]) -> list[Table]:
         faces.add_row(Text(label), f"{count:,}")
     if result["unlabelled"]:
         faces.add_row("without a label", f"{result['unlabelled']:,}")
-    return [outcome, faces]
+    return [outcome, faces, Text(f"written to {result['folder']}")]
 
 
 def facts(result: dict[str, Any], title: str | None = None) -> list[Table]:
@@ -31,7 +33,7 @@ def facts(result: dict[str, Any], title: str | None = None) -> list[Table]:
     for name, value in result.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-        table.add_row(name, _text(value))
+        table.add_row(name, Text(_text(value)))
     return [table]
 
 

@@ -21,7 +21,6 @@ from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
 from efficientface.models import build
-from efficientface.pipeline.allocator import keep_freed_memory
 from efficientface.pipeline.artifact import (
     is_finished,
     read_manifest,
@@ -33,6 +32,7 @@ from efficientface.pipeline.artifact import (
 )
 from efficientface.pipeline.checkpoint import CONFIG, finish_model, load_model
 from efficientface.pipeline.config import TeachConfig
+from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
@@ -53,9 +53,8 @@ def run(run: Path, config: TeachConfig, checkpoint: Path | None = None) -> dict[
 
     Returns the teacher's accuracy on validation, the faces and views cached, and where.
     """
+    prepare(config.device)
     join_ranks(config.device)
-    if config.device == "cpu":
-        keep_freed_memory()
     inputs = read_inputs(run)
     check_class_names(inputs.faces.classes)
     teacher = checkpoint or run / "teacher"

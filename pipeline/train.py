@@ -22,10 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from efficientface import FerError
 from efficientface.data.batches import canonical, normalise, view_batches
 from efficientface.data.faces import Faces
-from efficientface.pipeline.allocator import keep_freed_memory
 from efficientface.pipeline.artifact import write_text
 from efficientface.pipeline.checkpoint import CHECKPOINT, METRICS, Checkpoint
 from efficientface.pipeline.config import TrainConfig
+from efficientface.pipeline.device import prepare
 from efficientface.pipeline.losses import distribution_loss
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
@@ -61,9 +61,7 @@ def fit(
     """
     join_ranks(config.device)
     rank, world = rank_and_world()
-    if config.device == "cpu":
-        keep_freed_memory()
-    device = torch.device(config.device)
+    device = prepare(config.device)
     model = model.to(device).to(memory_format=torch.channels_last)
     parallel = DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.SGD(

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import CLASSES, write_faces
 
@@ -327,6 +328,27 @@ def test_a_name_cannot_leave_the_run(run):
     assert refused(fer("distill", run, "--name", "../up")) == (
         "--name '../up' cannot be a folder's name; use letters, digits, '-', '_' and '.'"
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there(run):
+    for command in (("teach", run, *TEACH), ("distill", run, *DISTILL), ("evaluate", run)):
+        sentence = refused(fer(*command, "--device", "cuda"))
+        assert sentence.startswith("--device cuda cannot be used here (")
+        assert sentence.endswith("); give another one, such as cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_trains_and_its_student_answers_alike_on_the_cpu(run, precision):
+    assert fer("distill", run, *DISTILL, "--device", "cuda", "--precision", precision).exit_code == 0
+    scores = []
+    for device in ("cpu", "cuda"):
+        result = fer("evaluate", run, "--device", device, "--names", "ldl", "--json")
+        assert result.exit_code == 0, result.output
+        scores.append(json.loads(result.stdout)["models"]["ldl"]["distribution"]["cross_entropy"])
+    assert scores[0] == pytest.approx(scores[1], rel=1e-2)
 
 
 def test_no_faces_of_the_wanted_split(run):
