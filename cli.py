@@ -116,6 +116,7 @@ def align(source: Path, run: Path, as_json: bool, classes: str | None, replace: 
 @setting(TeachConfig, "teacher_arch", "The LDG's network.", type=click.Choice(["resnet18", "resnet34", "resnet50"]))
 @setting(TeachConfig, "views", "Replay views stored beside the canonical one; 0 for per-image use.")
 @setting(TeachConfig, "cache", "Write distributions-NAME/ instead of distributions/.", metavar="NAME")
+@setting(TeachConfig, "format", "Of the cache: shards, or one file.", type=click.Choice(["parquet", "hdf5"]))
 @click.option("--checkpoint", type=PATH, help="A finished teacher's folder: skip the training, ask this one.")
 @setting(TeachConfig, "label_smoothing", "Share of each training label spread over all classes.")
 @setting(TeachConfig, "label_batch", "Views in one forward pass while labelling.")
@@ -197,6 +198,27 @@ def inspect(path: Path, face: str | None, top: str | None, count: int, as_json: 
     from efficientface.pipeline import inspect as stage
 
     _print(stage.run(path, face=face, top=top, count=count), as_json, stage.tables)
+
+
+@cli.group("cache")
+def cache_group() -> None:
+    """Look after cached distributions: convert, verify, compare, find doubtful labels."""
+
+
+@cache_group.command()
+@click.argument("source", type=PATH)
+@click.argument("target", type=PATH)
+@JSON
+def convert(source: Path, target: Path, as_json: bool) -> None:
+    """Write the cache SOURCE as TARGET: one HDF5 file if it ends in .h5, else a folder of Parquet shards.
+
+    \b
+    Example:
+        fer cache convert runs/first/distributions first.h5
+    """
+    from efficientface.pipeline import caches, show
+
+    _print(caches.convert(source, target), as_json, show.facts)
 
 
 @cli.command()

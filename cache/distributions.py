@@ -51,7 +51,13 @@ class Distributions:
         return self.view_box.shape[1]
 
     def check_ids(self, name: str) -> None:
-        """FerError if a face id comes twice; `name` is the file's, for the message."""
+        """FerError if a face id is no relative path or comes twice; `name` is the file's, for the message."""
+        outside = [key for key in self.face_id if key.startswith("/") or ".." in key.split("/")]
+        if outside:
+            raise FerError(
+                f"{name} has {len(outside)} face ids that lead out of their source, first {outside[0]}; "
+                "take it from somebody you trust, or run fer teach again"
+            )
         unique, counts = np.unique(self.face_id, return_counts=True)
         if len(unique) != len(self.face_id):
             raise FerError(
@@ -60,7 +66,7 @@ class Distributions:
             )
 
     def check(self, name: str) -> None:
-        """FerError if a face id comes twice, a label is none, or a distribution is not one."""
+        """FerError if an id is wrong or comes twice, a label is none, or a distribution is not one."""
         self.check_ids(name)
         unknown = (self.label < -1) | (self.label >= len(self.classes))
         if unknown.any():

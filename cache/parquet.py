@@ -69,7 +69,7 @@ def read_shards(files: Sequence[Path], views: bool = True) -> Distributions:
 
     Without `views` the stored views are left on disk, and the result has none (V = 0).
     """
-    parts = [_read_shard(path, views) for path in files]
+    parts = [read_shard(path, views) for path in files]
     for part, path in zip(parts, files, strict=True):
         if (part.classes, part.views) != (parts[0].classes, parts[0].views):
             raise FerError(f"{path} has other classes or another number of views than {files[0]}; run fer teach again")
@@ -79,7 +79,8 @@ def read_shards(files: Sequence[Path], views: bool = True) -> Distributions:
     return whole
 
 
-def _read_shard(path: Path, with_views: bool = True) -> Distributions:
+def read_shard(path: Path, with_views: bool = True) -> Distributions:
+    """One shard: columns and their types are checked; what the numbers say is for `Distributions.check`."""
     try:
         with pq.ParquetFile(path) as file:
             names = [name for name in file.schema_arrow.names if with_views or name not in VIEWS]
@@ -89,6 +90,8 @@ def _read_shard(path: Path, with_views: bool = True) -> Distributions:
     try:
         ours = json.loads(table.schema.metadata[b"efficientface"])
         version, classes, views = int(ours["version"]), tuple(ours["classes"]), int(ours["views"]) * with_views
+        if not all(isinstance(name, str) for name in classes):
+            raise TypeError("classes are no names")
     except (TypeError, KeyError, ValueError) as error:
         raise FerError(f"{path} is not a table that fer teach wrote (no efficientface metadata)") from error
     if version > VERSION:
@@ -97,6 +100,18 @@ def _read_shard(path: Path, with_views: bool = True) -> Distributions:
     missing = [name for name in wanted if name not in table.column_names]
     if missing:
         raise FerError(f"{path} lacks the columns {', '.join(missing)}; restore it, or run fer teach again")
+    types = dict(zip(wanted, _types(classes, views), strict=True))
+    for name in wanted:
+        if table.schema.field(name).type != types[name]:
+            raise FerError(
+                f"{path} has the column {name} as {table.schema.field(name).type} instead of {types[name]}; "
+                "restore it, or run fer teach again"
+            )
+        if table[name].null_count and name not in ("split", "label"):
+            raise FerError(
+                f"{path} has no {name} for {table[name].null_count} of {len(table)} faces; "
+                "restore it, or run fer teach again"
+            )
     rows = len(table)
     text = {name: table[name].to_numpy(zero_copy_only=False) for name in ("face_id", "image_hash", "split")}
     return Distributions(
@@ -105,17 +120,28 @@ def _read_shard(path: Path, with_views: bool = True) -> Distributions:
         label=table["label"].fill_null(-1).to_numpy(zero_copy_only=False),
         fold=table["fold"].to_numpy(zero_copy_only=False),
         canonical=np.stack([table[name].to_numpy(zero_copy_only=False) for name in classes], 1),
-        view_box=_flat(table, "view_box", views, np.uint16).reshape(rows, views, 4),
-        view_flip=_flat(table, "view_flip", views, np.bool_).reshape(rows, views),
-        view_distribution=_flat(table, "view_distribution", views, np.float32).reshape(rows, views, len(classes)),
+        view_box=_flat(table, "view_box", views, np.uint16, path).reshape(rows, views, 4),
+        view_flip=_flat(table, "view_flip", views, np.bool_, path).reshape(rows, views),
+        view_distribution=_flat(table, "view_distribution", views, np.float32, path).reshape(rows, views, len(classes)),
     )
 
 
-def _flat(table: pa.Table, name: str, views: int, dtype: type) -> np.ndarray:
+def _types(classes: Sequence[str], views: int) -> list[pa.DataType]:
+    """Of the columns in their order, those of the views if there are any."""
+    keys = [pa.string(), pa.string(), pa.string(), pa.int64(), pa.int8(), *[pa.float32() for _ in classes]]
+    if not views:
+        return keys
+    boxes = pa.list_(pa.list_(pa.uint16(), 4), views)
+    return [*keys, boxes, pa.list_(pa.bool_(), views), pa.list_(pa.list_(pa.float32(), len(classes)), views)]
+
+
+def _flat(table: pa.Table, name: str, views: int, dtype: type, path: Path) -> np.ndarray:
     """The numbers of a list column without their nesting."""
     if not views:
         return np.empty(0, dtype)
     values = table[name].combine_chunks()
-    while pa.types.is_fixed_size_list(values.type) or pa.types.is_list(values.type):
+    while pa.types.is_fixed_size_list(values.type):
         values = values.flatten()
+        if values.null_count:
+            raise FerError(f"{path} has {values.null_count} nulls in {name}; restore it, or run fer teach again")
     return values.to_numpy(zero_copy_only=False)

@@ -56,6 +56,21 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
+def describe(
+    kind: str, *, classes: Sequence[str], made_from: dict[str, Any], settings: dict[str, Any], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """What a manifest says besides the artifact's files."""
+    return {
+        "format": "efficientface",
+        "version": VERSION,
+        "kind": kind,
+        "classes": list(classes),
+        "made_from": made_from,
+        "settings": settings,
+        "facts": facts,
+    }
+
+
 def write_manifest(
     folder: Path,
     kind: str,
@@ -67,18 +82,9 @@ def write_manifest(
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Finish an artifact: hash its `files` (names relative to `folder`) and write the manifest last."""
-    manifest = {
-        "format": "efficientface",
-        "version": VERSION,
-        "kind": kind,
-        "classes": list(classes),
-        "made_from": made_from,
-        "settings": settings,
-        "facts": facts,
-        "files": {
-            name: {"bytes": (folder / name).stat().st_size, "blake2b": digest_file(folder / name)}
-            for name in sorted(files)
-        },
+    manifest = describe(kind, classes=classes, made_from=made_from, settings=settings, facts=facts)
+    manifest["files"] = {
+        name: {"bytes": (folder / name).stat().st_size, "blake2b": digest_file(folder / name)} for name in sorted(files)
     }
     # The digest goes first: the manifest's presence is what says that the artifact is whole.
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -110,7 +116,8 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     if manifest["kind"] != kind:
         raise FerError(f"{folder} holds {manifest['kind']}, not {kind}; give the folder that {stage} wrote")
     digest = folder / DIGEST
-    if not digest.is_file() or digest.read_text().strip() != hashlib.blake2b(text, digest_size=32).hexdigest():
+    stated = digest.read_bytes().strip() if digest.is_file() else b""
+    if stated != hashlib.blake2b(text, digest_size=32).hexdigest().encode():
         raise FerError(f"{path} was changed after it was written (see {DIGEST}); restore it, or run {stage} again")
     return manifest
 

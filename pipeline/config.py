@@ -67,9 +67,11 @@ class TeachConfig(TrainConfig):
     label_batch: int = 64  # faces a forward pass when labelling; fixed, so that answers do not depend on who asks
     shard_faces: int = 8192
     cache: str = ""  # writes distributions-NAME/ instead of distributions/
+    format: str = "parquet"  # of the cache: `parquet` (shards) or `hdf5` (one file); the content is the same
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _one_of("--format", self.format, ("parquet", "hdf5"))
         _one_of("--teacher-arch", self.teacher_arch, ("resnet18", "resnet34", "resnet50"))
         _within("--views", self.views, 0, 1000)
         _within("--label-smoothing", self.label_smoothing, 0.0, 0.9)

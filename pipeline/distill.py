@@ -11,18 +11,17 @@ import numpy as np
 import torch
 
 from efficientface.cache.distributions import Distributions
-from efficientface.cache.parquet import read_shards
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
 from efficientface.models import build
 from efficientface.pipeline.artifact import (
     check_files,
-    data_files,
     is_finished,
     read_manifest,
     reference_to,
     refuse_other,
 )
+from efficientface.pipeline.caches import open_cache
 from efficientface.pipeline.checkpoint import finish_model
 from efficientface.pipeline.config import DistillConfig
 from efficientface.pipeline.device import prepare
@@ -84,8 +83,7 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
 
 def read_distributions(cache: Path, inputs: Inputs) -> Distributions:
     """A run's cache, refused if it disagrees with faces/ in classes, faces or pictures."""
-    manifest = read_manifest(cache, "distributions")
-    cached = read_shards(data_files(cache, manifest)).in_order_of(inputs.faces.classes, str(cache))
+    cached = open_cache(cache).read().in_order_of(inputs.faces.classes, str(cache))
     cached.rows_of(inputs.faces.face_id, inputs.faces.image_hash, str(cache))
     return cached
 

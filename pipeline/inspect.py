@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 
 from efficientface import FerError
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions
-from efficientface.cache.parquet import read_shards
 from efficientface.cache.summary import (
     agreement,
     by_label,
@@ -27,6 +26,7 @@ from efficientface.cache.summary import (
 )
 from efficientface.data.faces import STATUSES, classes_of, read_table
 from efficientface.pipeline.artifact import MANIFEST, STAGE_OF, check_files, data_files, is_finished, read_manifest
+from efficientface.pipeline.caches import home_of, is_file, open_cache
 from efficientface.pipeline.inspect_tables import bytes_text, face_tables, tables
 from efficientface.pipeline.status import (
     kind_in_manifest,
@@ -63,8 +63,11 @@ def run(path: Path, face: str | None = None, top: str | None = None, count: int 
         kind = kind_of(path)
     if kind == "run":
         return plain(inspect_run(path))
-    manifest = read_manifest(path, kind)
-    check_files(path, manifest)
+    if is_file(path):
+        manifest = open_cache(path).manifest
+    else:
+        manifest = read_manifest(path, kind)
+        check_files(path, manifest)
     if top is not None:
         if kind != "distributions":
             raise FerError(f"{path} holds {kind}, --top ranks distributions; give the folder that fer teach wrote")
@@ -77,7 +80,7 @@ def run(path: Path, face: str | None = None, top: str | None = None, count: int 
         "kind": kind,
         "path": str(path),
         "classes": manifest["classes"],
-        "made_from": sources_of(path, manifest),
+        "made_from": sources_of(home_of(path), manifest),
         "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
     }
     inside = {"faces": inspect_faces, "distributions": inspect_distributions}.get(kind, inspect_model)
@@ -89,6 +92,8 @@ def kind_of(path: Path) -> str:
     shown = printable(path)
     if not path.exists():
         raise FerError(f"{shown} does not exist; give a run folder or an artifact in it, such as RUN/distributions")
+    if is_file(path):
+        return "distributions"
     if not path.is_dir():
         raise FerError(f"{shown} is a file; give the artifact's folder, {quoted(path.parent)}")
     kind = kind_in_manifest(path)
@@ -306,15 +311,9 @@ def counted(rows: np.ndarray, labelled: np.ndarray, agree: np.ndarray, nats: np.
     }
 
 
-def read_cached(
-    folder: Path, manifest: dict[str, Any], files: list[Path] | None = None, views: bool = False
-) -> Distributions:
-    """The distributions of a folder, or of some of its files, in the manifest's order of classes."""
-    files = files or data_files(folder, manifest)
-    if not files:
-        raise FerError(f"{folder} has no shards; remove it and run fer teach again")
-    cached = read_shards(files, views=views)
-    return cached.in_order_of(manifest["classes"], str(folder))
+def read_cached(path: Path, manifest: dict[str, Any], views: bool = False) -> Distributions:
+    """The distributions at `path`, a folder or a file, in the manifest's order of classes."""
+    return open_cache(path).read(views).in_order_of(manifest["classes"], str(path))
 
 
 def fold_meaning(fold: int) -> str:
@@ -376,17 +375,19 @@ def one_face(folder: Path, manifest: dict[str, Any], face: str) -> dict[str, Any
     """A face of distributions/ with its views and, where faces/ has them, human votes; or a row of faces/."""
     if manifest["kind"] == "faces":
         return {"kind": "face", "path": str(folder), "classes": manifest["classes"], **face_row(folder, manifest, face)}
+    cache = open_cache(folder)
     ids: list[str] = []
-    for file in data_files(folder, manifest):
-        part = read_cached(folder, manifest, [file])
-        rows = np.flatnonzero(part.face_id == face)
+    for name in cache.shards:
+        keys = cache.read_shard(name, views=False).face_id
+        rows = np.flatnonzero(keys == face)
         if len(rows):
             break
-        ids += part.face_id.tolist()
+        ids += keys.tolist()
     else:
         raise unknown_face(folder, face, ids)
-    row = int(rows[0])
-    part = read_cached(folder, manifest, [file], views=True).select(np.array([row]))
+    part = cache.read_shard(name).select(rows[:1])
+    part.check(str(folder))
+    part = part.in_order_of(manifest["classes"], str(folder))
     views = [
         {
             "box": part.view_box[0, k],
@@ -415,7 +416,7 @@ def votes_about(folder: Path, manifest: dict[str, Any], face: str, image_hash: s
 
     They are not taken from faces/ that are not the same any more, if the picture is another.
     """
-    sources = {source["name"]: source for source in sources_of(folder, manifest)}
+    sources = {source["name"]: source for source in sources_of(home_of(folder), manifest)}
     if "faces" not in sources or sources["faces"]["state"] == "not there":
         return None
     faces = Path(sources["faces"]["path"])

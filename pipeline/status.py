@@ -22,6 +22,7 @@ from efficientface.pipeline.artifact import (
     is_finished,
     read_manifest,
 )
+from efficientface.pipeline.caches import ONE_FILE
 from efficientface.pipeline.config import AlignConfig, DistillConfig, TeachConfig
 
 # As in teach.py and checkpoint.py, which import torch.
@@ -29,7 +30,7 @@ PLAN = "plan.json"
 CHECKPOINT = "checkpoint.safetensors"
 NO_OPTION = ("shard_faces",)  # of a stage's settings, not to be had from the command line
 # What a cache's settings tell about the labelling, apart from the teacher.
-LABELLING = ("views", "seed", "min_area", "label_batch")
+LABELLING = ("views", "seed", "min_area", "label_batch", "format")
 COLOUR = {"done": "green", "stale": "yellow", "unfinished": "yellow", "missing": "dim", "damaged": "red"}
 
 
@@ -119,7 +120,8 @@ def look_at(run: Path, name: str, kind: str, faces: int | None = None) -> Stage:
     detail = in_short(manifest)
     if changed:
         detail += f"; made from other {' and other '.join(changed)} than there are now"
-    return Stage(name, kind, folder, "stale" if changed else "done", detail, manifest["settings"], manifest)
+    settings = manifest["settings"] | ({"format": "hdf5"} if ONE_FILE in manifest["files"] else {})
+    return Stage(name, kind, folder, "stale" if changed else "done", detail, settings, manifest)
 
 
 def evaluation(run: Path, stages: list[Stage]) -> Stage:
@@ -224,7 +226,8 @@ def unfinished(run: Path, name: str, kind: str, faces: int | None) -> Stage:
     settings = {}
     if (folder / PLAN).is_file():
         try:
-            settings = json.loads((folder / PLAN).read_bytes())["settings"]
+            plan = json.loads((folder / PLAN).read_bytes())
+            settings = {**plan["settings"], **{name: plan[name] for name in ("format",) if name in plan}}
         except (ValueError, KeyError, TypeError) as error:
             raise FerError(f"{folder / PLAN} is damaged") from error
     elif any(folder.iterdir()):

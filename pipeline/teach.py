@@ -16,12 +16,14 @@ from scipy.optimize import linear_sum_assignment
 
 from efficientface import FerError
 from efficientface.cache.distributions import SEEN, UNSEEN, Distributions
+from efficientface.cache.hdf5 import check_hdf5_names
 from efficientface.cache.parquet import check_class_names, read_shards, write_shard
 from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
 from efficientface.models import build
 from efficientface.pipeline.artifact import (
+    describe,
     is_finished,
     read_manifest,
     reference_to,
@@ -30,6 +32,7 @@ from efficientface.pipeline.artifact import (
     write_json,
     write_manifest,
 )
+from efficientface.pipeline.caches import ONE_FILE, assemble
 from efficientface.pipeline.checkpoint import CONFIG, finish_model, load_model
 from efficientface.pipeline.config import TeachConfig
 from efficientface.pipeline.device import prepare
@@ -45,7 +48,7 @@ PLAN = "plan.json"
 Advance = Callable[[int], None]  # told the number of faces just done
 
 # TeachConfig's fields that shape distributions/ and not the teacher
-LABELLING = ("views", "label_batch", "shard_faces", "cache")
+LABELLING = ("views", "label_batch", "shard_faces", "cache", "format")
 
 
 def run(run: Path, config: TeachConfig, checkpoint: Path | None = None) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def run(run: Path, config: TeachConfig, checkpoint: Path | None = None) -> dict[
     prepare(config.device)
     join_ranks(config.device)
     inputs = read_inputs(run)
-    check_class_names(inputs.faces.classes)
+    (check_hdf5_names if config.format == "hdf5" else check_class_names)(inputs.faces.classes)
     teacher = checkpoint or run / "teacher"
     out = run / (f"distributions-{config.cache}" if config.cache else "distributions")
     if checkpoint is None:
@@ -140,11 +143,13 @@ def cache_distributions(inputs: Inputs, teacher: Path, folder: Path, config: Tea
     if is_finished(folder):
         manifest = read_manifest(folder, "distributions")
         refuse_other(folder, manifest, made_from, settings, "give --cache NAME to write beside it, or remove it")
+        if leads():
+            _clear(folder, manifest)
         log.info("distributions: already cached, %s", folder)
         return _summary(manifest, folder)
 
     sanity = check_teacher(ask, inputs, config.choose_on)
-    plan = {"settings": settings, "made_from": _digests(made_from)}
+    plan = {"settings": settings, "made_from": _digests(made_from), "format": config.format}
     if leads():
         _begin(folder, plan)
     meet()
@@ -183,33 +188,44 @@ def cache_distributions(inputs: Inputs, teacher: Path, folder: Path, config: Tea
                 write_shard(shard, part_file)
     meet()
     if leads():
-        _finish(folder, shards, made_from, settings, {"arch": described["arch"], "size": described["size"], **sanity})
+        asked = {"arch": described["arch"], "size": described["size"], **sanity}
+        _finish(folder, shards, made_from, settings, asked, config.format)
     meet()
     return _summary(read_manifest(folder, "distributions"), folder)
 
 
 def _finish(
-    folder: Path, shards: list[str], made_from: dict[str, Any], settings: dict[str, Any], teacher: dict[str, Any]
+    folder: Path,
+    shards: list[str],
+    made_from: dict[str, Any],
+    settings: dict[str, Any],
+    teacher: dict[str, Any],
+    form: str,
 ) -> None:
-    """Read all shards back, then write the manifest."""
+    """Read all shards back, for HDF5 assemble them, then write the manifest; what it does not name is removed last."""
     written = read_shards([folder / name for name in shards])
-    write_manifest(
-        folder,
-        "distributions",
-        files=shards,
-        classes=written.classes,
-        made_from=made_from,
-        settings=settings,
-        facts={
-            "faces": len(written),
-            "views": written.views,
-            "source": "teacher",
-            "min_area": settings["min_area"],
-            "teacher": teacher,
-            "fold_faces": {str(k): int((written.fold == k).sum()) for k in np.unique(written.fold)},
-        },
-    )
-    (folder / PLAN).unlink(missing_ok=True)
+    facts = {
+        "faces": len(written),
+        "views": written.views,
+        "source": "teacher",
+        "min_area": settings["min_area"],
+        "teacher": teacher,
+        "fold_faces": {str(k): int((written.fold == k).sum()) for k in np.unique(written.fold)},
+    }
+    about: dict[str, Any] = {
+        "classes": written.classes, "made_from": made_from, "settings": settings, "facts": facts
+    }  # fmt: skip
+    if form == "hdf5":
+        assemble(folder, shards, describe("distributions", **about))
+    files = [ONE_FILE] if form == "hdf5" else shards
+    _clear(folder, write_manifest(folder, "distributions", files=files, **about))
+
+
+def _clear(folder: Path, manifest: dict[str, Any]) -> None:
+    """Remove what the labelling needed while it went on; killed in between, the next call does it."""
+    for path in (*folder.glob("part-*.parquet"), folder / ONE_FILE, folder / PLAN):
+        if path.name not in manifest["files"]:
+            path.unlink(missing_ok=True)
 
 
 def check_teacher(ask: Callable[..., np.ndarray], inputs: Inputs, split: str) -> dict[str, Any]:
@@ -257,7 +273,8 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     """Start labelling, or go on with the same plan; shards of another plan are never mixed in."""
     path = folder / PLAN
     if path.exists():
-        if json.loads(path.read_text()) != json.loads(json.dumps(plan)):
+        begun = {**json.loads(path.read_text()), "format": plan["format"]}  # the shards are the same for both
+        if begun != json.loads(json.dumps(plan)):
             log.info("distributions: begun with another teacher or other settings; starting again")
             shutil.rmtree(folder)
     elif folder.exists() and any(folder.iterdir()):

@@ -362,3 +362,67 @@ def test_faces_keep_rows_of_photographs_without_a_face(run):
     faces = read_faces(sorted((run / "faces").glob("*.parquet")))
     assert len(faces) == 61
     assert faces.face_id[~faces.usable].tolist() == ["wall.png"]
+
+
+def test_hdf5_is_assembled_from_the_shards_and_trains_the_same_student(run, tmp_path):
+    """Killed at each of its last steps, it goes on and ends with the same file; status says how to go on."""
+    from efficientface.pipeline import teach
+    from efficientface.pipeline.caches import ONE_FILE, open_cache
+
+    words = ["teach", run, *TEACH, "--views", 3, "--cache", "one", "--format", "hdf5"]
+    folder = run / "distributions-one"
+    left = {}
+    for step in ("assemble", "write_manifest", "_clear"):
+        real = getattr(teach, step)
+
+        def killed(*args, real=real, step=step, **kwargs):
+            if step == "assemble":
+                (folder / f".{ONE_FILE}.1.part").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+        setattr(teach, step, killed)
+        try:
+            assert fer(*words).exit_code == 1
+        finally:
+            setattr(teach, step, real)
+        left[step] = {path.name for path in folder.iterdir()}
+        if step == "assemble":
+            assert "--format hdf5" in json.loads(fer("status", run, "--json").stdout)["next"]
+    assert ONE_FILE not in left["assemble"]
+    assert ONE_FILE in left["write_manifest"]
+    assert MANIFEST not in left["write_manifest"]
+    assert {MANIFEST, "part-00000.parquet"} <= left["_clear"]
+    done = fer(*words, "--json")
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {ONE_FILE, MANIFEST, DIGEST}
+
+    one, many = open_cache(folder), open_cache(run / "distributions")
+    assert {k: v for k, v in one.manifest.items() if k != "files"} == {
+        k: v for k, v in many.manifest.items() if k != "files"
+    }
+    assert one.read().view_distribution.tobytes() == many.read().view_distribution.tobytes()
+    ends = [json.loads(fer("distill", run, *DISTILL, "--name", n, *w, "--json").stdout)
+            for n, w in (("many", ()), ("one", ("--cache", "one")))]  # fmt: skip
+    assert ends[0]["val_cross_entropy"] == ends[1]["val_cross_entropy"]
+    stages = {s["stage"]: s["state"] for s in json.loads(fer("status", run, "--json").stdout)["stages"]}
+    assert stages["distributions-one"] == stages["students/one"] == "done"
+
+
+def test_a_format_change_keeps_the_shards_that_are_there(run, monkeypatch):
+    from efficientface.pipeline import teach
+
+    words = ["teach", run, *TEACH, "--views", 3, "--cache", "other"]
+    with monkeypatch.context() as patched:
+        patched.setattr(teach, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert fer(*words).exit_code == 1
+    monkeypatch.setattr(teach, "write_shard", lambda *a: pytest.fail("asked again"))
+    assert fer(*words, "--format", "hdf5").exit_code == 0
+
+
+def test_class_names_that_hdf5_cannot_hold_stop_before_any_work(tmp_path):
+    write_faces(tmp_path / "run", classes=("neutral", "happiness/joy"))
+    assert refused(fer("teach", tmp_path / "run", *TEACH, "--format", "hdf5")) == (
+        "class 'happiness/joy' cannot be a dataset's name in HDF5 (empty, '.', or with '/' or NUL); "
+        "rename the class, or use Parquet"
+    )
+    assert not (tmp_path / "run" / "teacher").exists()
