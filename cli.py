@@ -1,5 +1,6 @@
 """The `fer` command: read options, call one stage, print what it returns. Nothing here imports torch."""
 
+import csv
 import json
 import logging
 import os
@@ -63,6 +64,7 @@ def training_settings(config: type[TrainConfig]) -> Callable[[Command], Command]
     return decorate
 
 
+CSV = click.option("--csv", "as_csv", is_flag=True, help="Print the faces as CSV.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
@@ -221,6 +223,66 @@ def convert(source: Path, target: Path, as_json: bool) -> None:
     _print(caches.convert(source, target), as_json, show.facts)
 
 
+@cache_group.command()
+@click.argument("path", type=PATH)
+@click.option("--teacher", type=PATH, help="The teacher that made it: asked again about some views.")
+@click.option("--sample", default=100, help="How many random views the teacher is asked about.")
+@JSON
+@click.pass_context
+def verify(ctx: click.Context, path: Path, teacher: Path | None, sample: int, as_json: bool) -> None:
+    """Check a cache: every byte, every number, and the faces it is about if they are there. Status 1 if not all right.
+
+    \b
+    Example:
+        fer cache verify runs/first/distributions --teacher runs/first/teacher
+    """
+    from efficientface.pipeline import verify as stage
+
+    result = stage.verify(path, teacher, sample)
+    _print(result, as_json, stage.tables)
+    if not result["ok"]:
+        ctx.exit(1)
+
+
+@cache_group.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option("--top", default=10, help="How many of the faces that moved most.")
+@CSV
+@JSON
+def diff(a: Path, b: Path, top: int, as_csv: bool, as_json: bool) -> None:
+    """Compare two caches of the same faces: divergence, agreement, class by class, and the faces that moved most.
+
+    \b
+    Example:
+        fer cache diff runs/first/distributions runs/first/distributions-oof
+    """
+    from efficientface.pipeline import compare as stage
+
+    result = stage.diff(a, b, top)
+    _print(result, as_json, stage.tables, result["moved"] if as_csv else None)
+
+
+@cache_group.command()
+@click.argument("path", type=PATH)
+@click.option("--top", default=20, help="How many faces of each kind.")
+@CSV
+@JSON
+def issues(path: Path, top: int, as_csv: bool, as_json: bool) -> None:
+    """Name likely label errors and ambiguous faces, by teachers that had not seen them (needs cleanlab).
+
+    \b
+    Example:
+        fer cache issues runs/first/distributions-oof --top 50
+    """
+    from efficientface.pipeline import issues as stage
+
+    result = stage.issues(path, top)
+    kinds = ("label_errors", "ambiguous")
+    rows = [{"kind": kind, **face} for kind in kinds for face in result[kind]] if as_csv else None
+    _print(result, as_json, stage.tables, rows)
+
+
 @cli.command()
 @click.argument("run", type=PATH)
 @JSON
@@ -265,9 +327,21 @@ def demo(run: Path, images: Path | None, as_json: bool, **options: Any) -> None:
     _print(stage.run(run, config), as_json, stage.tables)
 
 
-def _print(result: dict[str, Any], as_json: bool, tables: Callable[[dict[str, Any]], list[Any]]) -> None:
-    """A stage's result on stdout, as JSON or as tables."""
+def _print(
+    result: dict[str, Any],
+    as_json: bool,
+    tables: Callable[[dict[str, Any]], list[Any]],
+    csv_rows: list[dict[str, Any]] | None = None,
+) -> None:
+    """A stage's result on stdout, as JSON or as tables, or of its rows those that CSV was asked for."""
     if not LEADS:
+        return
+    if csv_rows is not None:
+        if as_json:
+            raise FerError("--json and --csv ask for two things; give one of them")
+        writer = csv.DictWriter(sys.stdout, list(csv_rows[0]) if csv_rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(csv_rows)
         return
     if as_json:
         click.echo(json.dumps(result, indent=1, ensure_ascii=False))

@@ -12,48 +12,17 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_caches import CLASSES, change, make, write_cache
 
 from efficientface import FerError
 from efficientface.cache import hdf5
-from efficientface.cache.distributions import Distributions
-from efficientface.cache.hdf5 import USER_BLOCK, check_digest, read_hdf5, user_block
+from efficientface.cache.hdf5 import USER_BLOCK, check_digest, read_hdf5
 from efficientface.cache.parquet import write_shard
 from efficientface.cli import cli
 from efficientface.pipeline.artifact import DIGEST, MANIFEST, write_manifest
 from efficientface.pipeline.caches import ONE_FILE, convert, open_cache
 
-CLASSES = ("neutral", "happiness", "surprise")
 SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
-
-
-def make(ids, views=2, seed=0, classes=CLASSES, **given) -> Distributions:
-    rng, n, c = np.random.default_rng(seed), len(ids), len(classes)
-    made = Distributions(
-        classes=tuple(classes),
-        face_id=np.array(ids, object),
-        image_hash=np.array([f"{k:032x}" for k in range(n)], object),
-        split=np.array(["train"] * n, object),
-        label=rng.integers(-1, c, n),
-        fold=rng.integers(-3, 4, n).astype(np.int8),
-        canonical=rng.dirichlet(np.ones(c), n).astype(np.float32),
-        view_box=rng.integers(0, 65536, (n, views, 4)).astype(np.uint16),
-        view_flip=rng.random((n, views)) < 0.5,
-        view_distribution=rng.dirichlet(np.ones(c), (n, views)).astype(np.float32),
-    )
-    return replace(made, **given)
-
-
-def write_cache(folder, cached, parts=2, made_from=None):
-    """An artifact folder of Parquet shards."""
-    folder.mkdir(parents=True)
-    names = []
-    for k, rows in enumerate(np.array_split(np.arange(len(cached)), parts)):
-        names.append(f"part-{k:05d}.parquet")
-        write_shard(cached.select(rows), folder / names[-1])
-    about = {"classes": cached.classes, "made_from": made_from or {}, "settings": {}}
-    facts = {"faces": len(cached), "views": cached.views, "source": "teacher"}
-    write_manifest(folder, "distributions", files=names, facts=facts, **about)
-    return folder
 
 
 @pytest.fixture
@@ -65,16 +34,6 @@ def folder(tmp_path):
 def file(folder, tmp_path):
     convert(folder, tmp_path / "cache.h5")
     return tmp_path / "cache.h5"
-
-
-def change(path, alter):
-    """Let h5py alter an HDF5 file, and give it the digest that belongs to its new bytes."""
-    with h5py.File(path, "r+") as opened:
-        alter(opened)
-    with open(path, "r+b") as raw:
-        block = user_block(raw)
-        raw.seek(0)
-        raw.write(block)
 
 
 def refused(call, *arguments) -> str:

@@ -1,0 +1,419 @@
+"""`fer cache verify`: everything about a cache that can be checked, every finding listed, nothing repaired."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from efficientface import FerError
+from efficientface.cache.distributions import SEEN, SUM_TOLERANCE, UNSEEN, Distributions, join
+from efficientface.data.faces import classes_of, hash_image, read_faces, read_table
+from efficientface.pipeline.artifact import DIGEST, MANIFEST, data_files, digest_file, read_manifest
+from efficientface.pipeline.caches import ONE_FILE, Cache, cache_in, check_manifest, is_file, open_cache
+from efficientface.pipeline.status import digest_of, sources_of
+
+OK, FAILED, NOT_CHECKED = "ok", "FAILED", "not checked"
+CONTENT = ("rows", "keys", "splits", "distributions", "labels", "accuracy")
+FEW = 30  # labelled faces of a split: fewer do not tell a teacher from guessing
+# One at a time, a network answers to 1e-6 what it answered in a batch; half-precision convolutions of a GPU to 1e-3.
+TEACHER_TOLERANCE = 1e-3
+
+
+class Report:
+    """Checks in their order, each with a state and a line, and what was found wrong."""
+
+    def __init__(self) -> None:
+        self.checks: list[dict[str, Any]] = []
+
+    def add(self, check: str, findings: Sequence[str], fine: str) -> None:
+        """A check that was made: `fine` is said if nothing was found."""
+        state, detail = (FAILED, findings[0]) if findings else (OK, fine)
+        self.checks.append({"check": check, "state": state, "detail": detail, "findings": list(findings)})
+
+    def skip(self, check: str, why: str) -> None:
+        self.checks.append({"check": check, "state": NOT_CHECKED, "detail": why, "findings": []})
+
+
+def verify(path: Path, teacher: Path | None = None, sample: int = 100, seed: int = 0) -> dict[str, Any]:
+    """Check a cache, a folder or an HDF5 file; with `teacher`, ask it again about `sample` random views.
+
+    Returns the checks, each `ok`, `FAILED` or `not checked`, and `ok`: whether none failed.
+    """
+    report = Report()
+    cache = _open(path, report)
+    if cache is None:
+        for check in ("shards", *CONTENT, "faces", "views", "teacher"):
+            report.skip(check, "see above")
+    else:
+        keys = _content(cache, report)
+        crop = None
+        if keys is None:
+            report.skip("faces", "no shard can be read")
+        else:
+            crop = _faces(cache, keys, report)
+        _views(cache, crop, report)
+        if teacher is None:
+            report.skip("teacher", "no --teacher given")
+        else:
+            try:
+                _teacher(cache, keys, teacher, sample, seed, report)
+            except FerError as error:
+                report.add("teacher", [str(error)], "")
+    failed = sum(check["state"] == FAILED for check in report.checks)
+    return {"path": str(path), "ok": not failed, "failed": failed, "checks": report.checks}
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path, report: Report) -> Cache | None:
+    """The cache as far as its bytes can be trusted: shards with a wrong digest are left out, and reported."""
+    if is_file(path):
+        if not path.is_file():
+            raise FerError(f"{path} does not exist; give a cache that fer teach or fer cache convert wrote")
+        try:
+            cache = open_cache(path)
+        except FerError as error:
+            report.add("files", [str(error)], "")
+            return None
+        report.add("files", [], f"{path.stat().st_size:,} bytes, as the digest in the first of them says")
+        return cache
+    if not (path / MANIFEST).is_file():
+        read_manifest(path, "distributions")  # which says what is missing
+    text = (path / MANIFEST).read_bytes()
+    stated = (path / DIGEST).read_bytes() if (path / DIGEST).is_file() else b""
+    findings = []
+    if stated != hashlib.blake2b(text, digest_size=32).hexdigest().encode() + b"\n":
+        findings.append(f"{MANIFEST} does not have the digest that {DIGEST} says")
+    manifest = None
+    try:
+        found = json.loads(text)
+        check_manifest(found if isinstance(found, dict) else {}, path / MANIFEST)
+        manifest = found
+    except ValueError:
+        findings.append(f"{MANIFEST} is not JSON")
+    except FerError as error:
+        findings.append(str(error))
+    if manifest is not None and not _is_listing(manifest.get("files")):
+        findings.append(f"{MANIFEST} has no list of files with sizes and digests")
+        manifest = None
+    report.add("manifest", findings, f"as {DIGEST} says")
+    if manifest is None:
+        report.skip("files", "see above")
+        return None
+    return _check_files(path, manifest, report)
+
+
+def _is_listing(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict) and {"bytes", "blake2b"} <= set(entry) and Path(name).name == name
+        for name, entry in files.items()
+    )
+
+
+def _check_files(path: Path, manifest: dict[str, Any], report: Report) -> Cache | None:
+    findings, whole = [], {}
+    for name, entry in sorted(manifest["files"].items()):
+        file = path / name
+        if not file.is_file():
+            findings.append(f"{name} is missing")
+        elif file.stat().st_size != entry["bytes"]:
+            findings.append(f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
+        elif digest_file(file) != entry["blake2b"]:
+            findings.append(f"{name} does not have the digest that {MANIFEST} says")
+        else:
+            whole[name] = entry
+    others = sorted({file.name for file in path.iterdir()} - {*manifest["files"], MANIFEST, DIGEST})
+    fine = f"{len(whole)} with the right digests" + (f"; not of the cache: {', '.join(others)}" if others else "")
+    if ONE_FILE in whole:
+        try:
+            cache = cache_in(path, {**manifest, "files": whole})
+        except FerError as error:
+            findings.append(str(error))
+            cache = None
+    else:
+        tables: dict[str, Path | slice] = {name: path / name for name in whole if name.endswith(".parquet")}
+        cache = Cache(path, path, manifest, tables) if tables else None
+    report.add("files", findings, fine)
+    return cache
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------
+
+
+def _parts(cache: Cache, views: bool) -> Iterator[Distributions]:
+    """The shards that can be read, in the manifest's order of classes."""
+    for name in cache.shards:
+        try:
+            yield cache.read_shard(name, views).in_order_of(cache.manifest["classes"], name)
+        except FerError:
+            continue  # reported under `shards`
+
+
+def _content(cache: Cache, report: Report) -> Distributions | None:
+    """Check all but views and faces; the rows that can be read, without their views."""
+    manifest, facts = cache.manifest, cache.manifest["facts"]
+    findings, views = [], Counter[int]()
+    for name in cache.shards:
+        try:
+            part = cache.read_shard(name)
+            views[part.views] += 1
+            if list(part.classes) != manifest["classes"]:
+                findings.append(f"{name} has the classes {', '.join(part.classes)}, the manifest has "
+                                f"{', '.join(manifest['classes'])}")  # fmt: skip
+        except FerError as error:
+            findings.append(str(error))
+    report.add("shards", findings, f"{len(cache.shards)}, classes in order: {', '.join(manifest['classes'])}")
+    parts = list(_parts(cache, views=False))
+    if not parts:
+        for check in CONTENT:
+            report.skip(check, "no shard can be read")
+        return None
+    keys = join(parts)
+    findings = []
+    if facts.get("faces", len(keys)) != len(keys):
+        findings.append(f"{len(keys):,} faces instead of {facts['faces']}")
+    if len(views) > 1 or facts.get("views", max(views)) not in views:
+        counts = ", ".join(f"{count} with {v}" for v, count in sorted(views.items()))
+        findings.append(f"shards of other numbers of views than {facts.get('views')}: {counts}")
+    report.add("rows", findings, f"{len(keys):,} faces, {max(views)} stored views a face")
+    _keys(keys, report)
+    _numbers(keys, report)
+    return keys
+
+
+def _keys(keys: Distributions, report: Report) -> None:
+    findings = []
+    ids, counts = np.unique(keys.face_id, return_counts=True)
+    if (counts > 1).any():
+        findings.append(f"{int((counts > 1).sum())} face ids more than once, first {ids[counts > 1][0]}")
+    outside = [key for key in ids if key.startswith("/") or ".." in key.split("/")]
+    if outside:
+        findings.append(f"{len(outside)} face ids that lead out of their source, first {outside[0]}")
+    report.add("keys", findings, f"{len(ids):,} face ids, each once")
+    findings = []
+    for what, column in (("face ids", keys.face_id), ("pictures (image_hash)", keys.image_hash)):
+        splits: dict[str, set[str | None]] = {}
+        for key, split in zip(column, keys.split, strict=True):
+            splits.setdefault(key, set()).add(split)
+        shared = {key for key, names in splits.items() if len(names) > 1}
+        if shared:
+            first = next(row for row, key in enumerate(column) if key in shared)
+            findings.append(f"{len(shared)} {what} in more than one split, first of face {keys.face_id[first]}")
+    sizes = Counter("no split" if split is None else split for split in keys.split.tolist())
+    report.add("splits", findings, ", ".join(f"{name} {count:,}" for name, count in sizes.most_common()))
+
+
+def _numbers(keys: Distributions, report: Report) -> None:
+    report.add("distributions", _wrong(keys.canonical, keys.face_id, "canonical"), "finite, and each sums to 1")
+    classes, findings = len(keys.classes), []
+    unknown = (keys.label < -1) | (keys.label >= classes)
+    if unknown.any():
+        findings.append(f"{int(unknown.sum())} labels of no class, first of face {keys.face_id[unknown][0]}")
+    strange = keys.fold < -3
+    if strange.any():
+        findings.append(f"{int(strange.sum())} folds below -3, first of face {keys.face_id[strange][0]}")
+    folds = Counter(keys.fold.tolist())
+    told = ", ".join(f"fold {fold}: {count:,}" for fold, count in sorted(folds.items()))
+    report.add("labels", findings, f"{int((keys.label >= 0).sum()):,} faces with one; {told}")
+
+    right, chance = keys.canonical.argmax(1) == keys.label, 1 / classes
+    findings, told_splits = [], []
+    for split in sorted(set(keys.split.tolist()), key=str):
+        judged = (keys.split == split) & (keys.label >= 0)
+        count = int(judged.sum())
+        if count:
+            share = right[judged].mean()
+            told_splits.append(f"{split or 'no split'} {share:.1%} of {count:,}")
+            if share <= chance and count >= FEW:
+                findings.append(
+                    f"{split or 'no split'}: the most probable class is the label of {share:.1%} of {count:,} faces, "
+                    f"no better than guessing among {classes} ({chance:.1%}); is the order of classes right?"
+                )
+    if told_splits:
+        report.add("accuracy", findings, f"{', '.join(told_splits)}; chance {chance:.1%}")
+    else:
+        report.skip("accuracy", "no face has a label")
+
+
+def _wrong(values: np.ndarray, ids: np.ndarray, what: str) -> list[str]:
+    """Findings about distributions (N, ..., C) of N faces."""
+    finite = np.isfinite(values).all(-1)
+    with np.errstate(invalid="ignore"):
+        kinds = {
+            "that are not finite": ~finite,
+            "with a negative probability": finite & (values < 0).any(-1),
+            "that do not sum to 1": finite & (np.abs(values.sum(-1) - 1) > SUM_TOLERANCE),
+        }
+    return [
+        f"{int(wrong.sum())} {what} distributions {kind}, first of face {ids[np.argwhere(wrong)[0][0]]}"
+        for kind, wrong in kinds.items()
+        if wrong.any()
+    ]
+
+
+def _views(cache: Cache, crop: int | None, report: Report) -> None:
+    """Stored views a shard at a time: boxes inside the face, distributions that are some."""
+    outside, numbers, first, count = 0, Counter[str](), "", 0
+    for part in _parts(cache, views=True):
+        count += len(part) * part.views
+        box = part.view_box.astype(np.int64)
+        edge = np.maximum(box[..., 0] + box[..., 2], box[..., 1] + box[..., 3])
+        wrong = (box[..., 2] < 1) | (box[..., 3] < 1) | (edge > (crop if crop is not None else 65535))
+        if wrong.any():
+            first = first or part.face_id[np.argwhere(wrong)[0][0]]
+            outside += int(wrong.sum())
+        for finding in _wrong(part.view_distribution, part.face_id, "view"):
+            number, rest = finding.split(" ", 1)
+            numbers[rest.split(", first")[0]] += int(number)
+    findings = [f"{outside} view boxes that are empty or reach beyond the face, first of {first}"] if outside else []
+    findings += [f"{number} {what}" for what, number in numbers.items()]
+    inside = f"inside the face of {crop} pixels" if crop is not None else "not empty (faces/ would tell their limits)"
+    if count:
+        report.add("views", findings, f"{count:,}, finite, each sums to 1, boxes {inside}")
+    else:
+        report.skip("views", "none are stored")
+
+
+# --- against faces/ and the teacher ----------------------------------------------------------------------------
+
+
+def _faces(cache: Cache, keys: Distributions, report: Report) -> int | None:
+    """Pictures hashed again and compared by id, labels and splits with them; the faces' size in pixels, if known."""
+    source = {source["name"]: source for source in sources_of(cache.folder, cache.manifest)}.get("faces")
+    if source is None or source["state"] in ("not there", "not checked"):
+        where = f", {source['path']} is not there" if source else ""
+        report.skip("faces", f"what it was made from cannot be compared{where}")
+        return None
+    folder = Path(source["path"])
+    findings = []
+    by_id = {key: row for row, key in enumerate(keys.face_id)}
+    seen = np.zeros(len(keys), bool)
+    wrong: dict[str, list[str]] = {}
+    try:
+        made = read_manifest(folder, "faces")
+        for file in data_files(folder, made):
+            table = read_table(file)
+            names = classes_of(table.schema, file)
+            columns = [table[name].to_pylist() for name in ("face_id", "image_hash", "split", "label")]
+            pictures = [picture for chunk in table["image"].chunks for picture in chunk.field("bytes")]
+            for face_id, stated, split, label, picture in zip(*columns, pictures, strict=True):
+                if not picture.is_valid:
+                    continue
+                row = by_id.get(face_id)
+                if row is None:
+                    wrong.setdefault("faces without a distribution", []).append(face_id)
+                    continue
+                seen[row] = True
+                actual = hash_image(picture.as_buffer())
+                if actual != stated:
+                    wrong.setdefault("pictures in faces/ that are not as their image_hash says", []).append(face_id)
+                if actual != keys.image_hash[row]:
+                    wrong.setdefault("distributions about another picture", []).append(face_id)
+                if split != keys.split[row]:
+                    wrong.setdefault("faces in another split", []).append(face_id)
+                known = keys.classes[keys.label[row]] if 0 <= keys.label[row] < len(keys.classes) else None
+                if (None if label is None else names[label]) != known:
+                    wrong.setdefault("faces with another label", []).append(face_id)
+    except FerError as error:
+        findings.append(str(error))
+        report.add("faces", findings, "")
+        return None
+    if not seen.all():
+        wrong["distributions without a face"] = keys.face_id[~seen].tolist()
+    findings += [f"{len(ids)} {what}, first {ids[0]}" for what, ids in wrong.items()]
+    changed = " (its manifest is another now)" if source["state"] == "changed" else ""
+    fine = f"{int(seen.sum()):,} pictures hashed again, ids, splits and labels as there{changed}"
+    report.add("faces", findings, fine)
+    return int(made["settings"]["crop"]) if "crop" in made["settings"] else None
+
+
+def _teacher(cache: Cache, keys: Distributions | None, teacher: Path, sample: int, seed: int, report: Report) -> None:
+    """Ask again about random views, one at a time, and compare."""
+    from efficientface.pipeline.checkpoint import load_model  # here, because torch takes seconds to import
+    from efficientface.pipeline.predict import predict
+
+    source = {source["name"]: source for source in sources_of(cache.folder, cache.manifest)}.get("faces")
+    if keys is None or source is None or source["state"] in ("not there", "not checked"):
+        report.skip("teacher", "faces/ is not there to be shown to it")
+        return
+    model, described = load_model(teacher, "teacher")
+    if set(described["classes"]) != set(keys.classes):
+        report.add("teacher", [f"{teacher} answers for other classes: {', '.join(described['classes'])}"], "")
+        return
+    order = [described["classes"].index(name) for name in keys.classes]
+    findings = []
+    answered, folds = _answered_by(teacher, cache, keys)
+    if not answered:
+        findings.append(f"{teacher} is not the teacher that the cache was made with (its manifest is another)")
+    rows = np.flatnonzero(np.isin(keys.fold, folds))
+    if not len(rows):
+        report.skip("teacher", f"no face has an answer of {teacher} alone (fold {', '.join(map(str, folds))})")
+        return
+    parts = list(_parts(cache, views=True))
+    if len({part.views for part in parts}) > 1:
+        report.skip("teacher", "shards have different numbers of views")
+        return
+    whole = join(parts)
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(rows, sample)
+    views = rng.integers(-1, whole.views, sample)  # -1: the whole face
+    folder = Path(source["path"])
+    faces = read_faces(data_files(folder, read_manifest(folder, "faces")))
+    place = {key: row for row, key in enumerate(faces.face_id)}
+    known = np.array([key in place for key in keys.face_id[rows]])
+    rows, views = rows[known], views[known]
+    if not len(rows):
+        report.add("teacher", ["none of the sampled faces is in faces/"], "")
+        return
+    shown = faces.select(np.array([place[key] for key in keys.face_id[rows]]))
+    crop = int(read_manifest(folder, "faces")["settings"]["crop"])
+    boxes, flips = np.zeros((len(rows), 1, 4), np.uint16), np.zeros((len(rows), 1), bool)
+    boxes[:, 0] = (0, 0, crop, crop)
+    stored = keys.canonical[rows].copy()
+    for k, (row, view) in enumerate(zip(rows, views, strict=True)):
+        if view >= 0:
+            boxes[k, 0], flips[k, 0] = whole.view_box[row, view], whole.view_flip[row, view]
+            stored[k] = whole.view_distribution[row, view]
+    inside = (boxes[:, 0, :2].astype(int) + boxes[:, 0, 2:] <= crop).all(1) & (boxes[:, 0, 2:] > 0).all(1)
+    if not inside.all():
+        report.add("teacher", [f"{int((~inside).sum())} of the sampled boxes are not inside the face"], "")
+        return
+    asked = {name: described[name] for name in ("size", "mean", "std")}
+    answers = predict(model, shown, boxes, flips, batch=1, **asked)[:, 0, order]
+    difference = float(np.abs(answers - stored).max())
+    told = f"{len(rows)} views answered again, largest difference {difference:.1e}"
+    if not difference <= TEACHER_TOLERANCE:
+        findings.append(told)
+    report.add("teacher", findings, told)
+
+
+def _answered_by(teacher: Path, cache: Cache, keys: Distributions) -> tuple[bool, list[int]]:
+    """Whether the teacher is one that the cache was made with, and the values of `fold` of what it answered alone."""
+    digest = digest_of(teacher)
+    made_from = cache.manifest["made_from"]
+    named = [name for name, ref in made_from.items() if isinstance(ref, dict) and ref.get("manifest") == digest]
+    fold = teacher.resolve().name.removeprefix("fold-")
+    if fold.isdecimal():
+        return True, [int(fold)]
+    return bool(named), [SEEN] if (keys.fold >= 0).any() else [SEEN, UNSEEN]
+
+
+def tables(result: dict[str, Any]) -> list[Any]:
+    """A line a check; where more than one thing was found, a line each."""
+    from rich.text import Text
+
+    from efficientface.pipeline.status import printable
+
+    colour = {OK: "green", FAILED: "bold red", NOT_CHECKED: "dim"}
+    lines: list[Any] = []
+    for check in result["checks"]:
+        for k, detail in enumerate(check["findings"] or [check["detail"]]):
+            state, name = (check["state"], check["check"]) if k == 0 else ("", "")
+            line = Text(f"{state:<12}", style=colour[check["state"]])
+            lines.append(line.append(f"{name:<15}", "default").append(printable(detail), "default"))
+    return lines
