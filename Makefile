@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow lint docs wheel clean
+.PHONY: demo test test-slow lint docs bench wheel clean
 
 demo: $(STAMP)
 	$(BIN)/fer demo
@@ -24,6 +24,10 @@ lint: $(STAMP)
 # Writes docs/cli.md from the commands' help; CI fails when it is stale.
 docs: $(STAMP)
 	$(BIN)/python tests/write_cli_reference.py docs/cli.md
+
+# The table of docs/results.md, "The cache": about five minutes.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/cache_files.py
 
 wheel: $(STAMP)
 	rm -rf build dist

@@ -37,7 +37,7 @@ def test_duckdb(cache, blends):
     assert sorted(row[0] for row in rows) == sorted(blends)
     count, views = duckdb.sql(
         f"SELECT count(label), min(len(view_distribution)) FROM '{cache}/*.parquet'"
-    ).fetchone()  # fmt: skip
+    ).fetchall()[0]  # fmt: skip
     assert 0 < count < 200
     assert views == 2
 
