@@ -17,8 +17,9 @@ def reference() -> str:
     """Every command's help under a heading."""
     parts = [HEAD]
     for words, command in _commands(cli, ("fer",)):
-        context = click.Context(command, info_name=" ".join(words), max_content_width=100, terminal_width=100)
-        context.show_default = True
+        # the settings that every command inherits: click keeps a command's help option once it is made
+        shared = cli.context_settings
+        context = click.Context(command, info_name=" ".join(words), max_content_width=100, terminal_width=100, **shared)
         parts.append(f"## {' '.join(words)}\n\n```\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 
