@@ -81,15 +81,24 @@ def write_manifest(
     settings: dict[str, Any],
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """Finish an artifact: hash its `files` (names relative to `folder`) and write the manifest last."""
+    """Finish an artifact: hash its `files` (names relative to `folder`) and write the manifest last.
+
+    Over an older manifest too: killed at any moment, the folder is the old artifact or the new one, both whole as long
+    as the files of both are there.
+    """
     manifest = describe(kind, classes=classes, made_from=made_from, settings=settings, facts=facts)
     manifest["files"] = {
         name: {"bytes": (folder / name).stat().st_size, "blake2b": digest_file(folder / name)} for name in sorted(files)
     }
-    # The digest goes first: the manifest's presence is what says that the artifact is whole.
+    # The digest goes first: the manifest's presence is what says that the artifact is whole. While one manifest takes
+    # another's place both digests stand there, a line each.
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(folder / DIGEST, hashlib.blake2b(text.encode(), digest_size=32).hexdigest() + "\n")
+    digest = hashlib.blake2b(text.encode(), digest_size=32).hexdigest() + "\n"
+    replaced = digest_of(folder) + "\n" if is_finished(folder) else ""
+    write_text(folder / DIGEST, digest + replaced)
     write_text(folder / MANIFEST, text)
+    if replaced:
+        write_text(folder / DIGEST, digest)
     return manifest
 
 
@@ -115,9 +124,8 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         )
     if manifest["kind"] != kind:
         raise FerError(f"{folder} holds {manifest['kind']}, not {kind}; give the folder that {stage} wrote")
-    digest = folder / DIGEST
-    stated = digest.read_bytes().strip() if digest.is_file() else b""
-    if stated != hashlib.blake2b(text, digest_size=32).hexdigest().encode():
+    stated = (folder / DIGEST).read_bytes().split(b"\n") if (folder / DIGEST).is_file() else []
+    if hashlib.blake2b(text, digest_size=32).hexdigest().encode() not in stated[:2]:
         raise FerError(f"{path} was changed after it was written (see {DIGEST}); restore it, or run {stage} again")
     return manifest
 
@@ -167,8 +175,13 @@ def reference_to(artifact: Path, from_folder: Path) -> dict[str, str]:
     """How one artifact's manifest refers to another: relative path (a run may be moved) and manifest digest."""
     return {
         "path": os.path.relpath(artifact, from_folder).replace(os.sep, "/"),
-        "manifest": (artifact / DIGEST).read_text().strip(),
+        "manifest": digest_of(artifact),
     }
+
+
+def digest_of(artifact: Path) -> str:
+    """The digest of a finished artifact's manifest, by which others refer to it."""
+    return hashlib.blake2b((artifact / MANIFEST).read_bytes(), digest_size=32).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

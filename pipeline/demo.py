@@ -39,12 +39,12 @@ def run(run: Path, config: DemoConfig) -> dict[str, Any]:
         "device": config.device,
         "seed": config.seed,
     }
-    taught = {"teacher_arch": config.teacher_arch, "epochs": config.teacher_epochs, "views": 5}
+    taught: dict[str, Any] = {"teacher_arch": config.teacher_arch, "epochs": config.teacher_epochs, "views": 5}
     teach.run(run, TeachConfig(lr=0.1, batch_size=32, label_smoothing=0.1, **taught, **common))
     students = {}
     for loss in ("ldl", "sll"):
-        options = {"loss": loss, "epochs": config.epochs, "lr": 0.7, "batch_size": 64}
-        students[loss] = distill.run(run, DistillConfig(**options, **common))
+        lesson = DistillConfig(loss=loss, epochs=config.epochs, lr=0.7, batch_size=64, **common)
+        students[loss] = distill.run(run, lesson)
     result = evaluate.run(run, "test", device=config.device)
     faces = inspect.some_faces(run / "distributions", count=3)
     artifacts = {

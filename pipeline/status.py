@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 
 from efficientface import FerError
 from efficientface.pipeline.artifact import (
-    DIGEST,
     MANIFEST,
     STAGE_OF,
     check_files,
+    digest_of,
     is_finished,
     read_manifest,
 )
@@ -150,17 +150,12 @@ def sources_of(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
         path = Path(os.path.normpath(folder / str(reference.get("path", ""))))
         if "manifest" not in reference:
             state = "not checked"
-        elif not is_finished(path) or not (path / DIGEST).is_file():
+        elif not is_finished(path):
             state = "not there"
         else:
             state = "unchanged" if digest_of(path) == reference["manifest"] else "changed"
         found.append({"name": name, "path": str(path), "state": state})
     return found
-
-
-def digest_of(artifact: Path) -> str:
-    """The manifest's digest as it stands beside it."""
-    return (artifact / DIGEST).read_text(encoding="utf-8", errors="replace").strip()
 
 
 def kind_in_manifest(folder: Path) -> str | None:
