@@ -119,12 +119,22 @@ def align(source: Path, run: Path, as_json: bool, classes: str | None, replace: 
 @setting(TeachConfig, "views", "Replay views stored beside the canonical one; 0 for per-image use.")
 @setting(TeachConfig, "cache", "Write distributions-NAME/ instead of distributions/.", metavar="NAME")
 @setting(TeachConfig, "format", "Of the cache: shards, or one file.", type=click.Choice(["parquet", "hdf5"]))
-@click.option("--checkpoint", type=PATH, help="A finished teacher's folder: skip the training, ask this one.")
+@setting(TeachConfig, "source", "What distributions are: ldg, votes, smooth:E, or a sum such as 0.5*votes+0.5*ldg.")
+@setting(TeachConfig, "folds", "Teachers trained out of fold, each asked about faces it has not seen; 0 for one.")
+@click.option("--calibrate", is_flag=True, help="Fit a temperature on --choose-on and note it in the cache.")
+@click.option("--add-views", "more_views", type=click.IntRange(1), help="Only add so many views to a finished cache.")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    type=PATH,
+    multiple=True,
+    help="A finished teacher's folder: no training, ask this one. Several are averaged.",
+)
 @setting(TeachConfig, "label_smoothing", "Share of each training label spread over all classes.")
 @setting(TeachConfig, "label_batch", "Views in one forward pass while labelling.")
 @training_settings(TeachConfig)
 @JSON
-def teach(run: Path, checkpoint: Path | None, as_json: bool, **options: Any) -> None:
+def teach(run: Path, checkpoints: tuple[Path, ...], more_views: int | None, as_json: bool, **options: Any) -> None:
     """Train the label distribution generator on RUN/faces and cache its answer about every face.
 
     \b
@@ -134,7 +144,7 @@ def teach(run: Path, checkpoint: Path | None, as_json: bool, **options: Any) -> 
     from efficientface.pipeline import show
     from efficientface.pipeline import teach as stage
 
-    _print(stage.run(run, TeachConfig(**options), checkpoint), as_json, show.facts)
+    _print(stage.run(run, TeachConfig(**options), checkpoints, more_views or 0), as_json, show.facts)
 
 
 @cli.command()
@@ -149,6 +159,10 @@ def teach(run: Path, checkpoint: Path | None, as_json: bool, **options: Any) -> 
 @setting(DistillConfig, "loss", "ldl: cached distributions; sll: single labels.", type=click.Choice(["ldl", "sll"]))
 @setting(DistillConfig, "cache", "Read distributions-NAME/ instead of distributions/.", metavar="NAME")
 @setting(DistillConfig, "name", "Write students/NAME; the loss's name if not given.", metavar="NAME")
+@setting(DistillConfig, "temperature", "T of the targets softmax(log p / T) (ldl); more than 1 is softer.")
+@click.option("--calibrated", is_flag=True, help="The temperature that `fer teach --calibrate` noted in the cache.")
+@click.option("--live", is_flag=True, help="Ask RUN/teacher about every crop, as the authors do, not the cache.")
+@setting(DistillConfig, "label_batch", "Views in one forward pass of the teacher (--live).")
 @click.option("--unlabelled", is_flag=True, help="Also train on faces without a label (ldl).")
 @training_settings(DistillConfig)
 @JSON

@@ -123,6 +123,16 @@ class Distributions:
         return rows
 
 
+def tempered(distribution: np.ndarray, temperature: float) -> np.ndarray:
+    """(..., C) probabilities p to softmax(log p / T), float32; a probability of 0 stays 0."""
+    if temperature == 1:
+        return distribution
+    with np.errstate(divide="ignore"):
+        scaled = np.log(distribution.astype(np.float64)) / temperature
+    raised = np.exp(scaled - scaled.max(-1, keepdims=True))
+    return (raised / raised.sum(-1, keepdims=True)).astype(np.float32)
+
+
 def join(parts: Sequence[Distributions]) -> Distributions:
     """Shards of the same classes and number of views, one after the other."""
     arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}

@@ -89,6 +89,7 @@ class Faces:
     """Faces in memory, N rows, images still encoded.
 
     label: (N,) int64, index into classes, -1 where unknown; votes: (N, C) float32 raw counts, NaN where there are none;
+    group: (N,) str, the person shown, None where unknown;
     images: N encoded pictures as Arrow binary, null where the photograph gave no face (empty when not read).
     """
 
@@ -98,6 +99,7 @@ class Faces:
     split: np.ndarray
     label: np.ndarray
     votes: np.ndarray
+    group: np.ndarray
     status: np.ndarray
     usable: np.ndarray
     images: pa.ChunkedArray
@@ -110,9 +112,18 @@ class Faces:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         arrays = {
             name: getattr(self, name)[rows]
-            for name in ("face_id", "image_hash", "split", "label", "votes", "status", "usable")
+            for name in ("face_id", "image_hash", "split", "label", "votes", "group", "status", "usable")
         }
         return replace(self, images=self.images.take(pa.array(rows)) if len(self.images) else self.images, **arrays)
+
+    def vote_distributions(self) -> np.ndarray:
+        """(N, C) float64: votes as shares of all votes for the classes, NaN where a face has none.
+
+        Votes for `unknown` and `not a face` are left out, and the rest renormalised.
+        """
+        votes = self.votes.astype(np.float64)
+        total = votes.sum(1, keepdims=True)
+        return np.divide(votes, total, out=np.full_like(votes, np.nan), where=total > 0)
 
     def image(self, row: int) -> np.ndarray:
         """Face `row` decoded, (H, W, 3) uint8 RGB."""
@@ -140,7 +151,7 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
     if given.any():
         flat = pa.concat_arrays([chunk.flatten() for chunk in table["votes"].chunks])
         votes[given] = flat.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
-    text = {name: table[name].to_numpy(zero_copy_only=False) for name in ("image_hash", "split", "status")}
+    text = {name: table[name].to_numpy(zero_copy_only=False) for name in ("image_hash", "split", "group", "status")}
     encoded = pa.chunked_array([c.field("bytes") for c in table["image"].chunks]) if images else pa.chunked_array([[]])
     return Faces(
         classes=classes,
@@ -149,6 +160,7 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
         split=text["split"],
         label=table["label"].fill_null(-1).to_numpy(zero_copy_only=False),
         votes=votes,
+        group=text["group"],
         status=text["status"],
         usable=table["image_hash"].is_valid().to_numpy(zero_copy_only=False),
         images=encoded,

@@ -68,9 +68,17 @@ class TeachConfig(TrainConfig):
     shard_faces: int = 8192
     cache: str = ""  # writes distributions-NAME/ instead of distributions/
     format: str = "parquet"  # of the cache: `parquet` (shards) or `hdf5` (one file); the content is the same
+    source: str = "ldg"  # of the distributions: ldg, votes, smooth:E, or a weighted sum such as 0.5*votes+0.5*ldg
+    folds: int = 0  # teachers trained out of fold, each answering for the faces it has not seen; 0: one, for all faces
+    calibrate: bool = False  # fit a temperature on `choose_on` and note it in the cache's manifest
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        weights = parse_source(self.source)
+        if self.folds and "ldg" not in weights:
+            raise FerError(f"--folds trains teachers, but --source {self.source} asks none; leave one of them out")
+        if self.folds:
+            _within("--folds", self.folds, 2, 100)
         _one_of("--format", self.format, ("parquet", "hdf5"))
         _one_of("--teacher-arch", self.teacher_arch, ("resnet18", "resnet34", "resnet50"))
         _within("--views", self.views, 0, 1000)
@@ -86,6 +94,10 @@ class DistillConfig(TrainConfig):
     cache: str = ""  # reads distributions-NAME/ instead of distributions/
     name: str = ""  # students/NAME; the loss's name when empty
     unlabelled: bool = False  # also train on faces that have a distribution but no label
+    temperature: float = 1.0  # the target is softmax(log p / T) of the cached p; the student stays untempered
+    calibrated: bool = False  # take the temperature that `fer teach --calibrate` noted in the cache
+    live: bool = False  # ask RUN/teacher about every crop of every epoch, as the authors do, instead of the cache
+    label_batch: int = 64  # --live: views in one forward pass of the teacher
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,6 +107,14 @@ class DistillConfig(TrainConfig):
         _name("--name", self.name)
         if self.unlabelled and self.loss == "sll":
             raise FerError("--unlabelled needs --loss ldl: single-label learning has nothing to learn from them")
+        _within("--temperature", self.temperature, 0.05, 100.0)
+        if self.calibrated and self.temperature != 1.0:
+            raise FerError("--calibrated and --temperature each set the temperature; give one of them")
+        distributions = {"temperature": self.temperature != 1.0, "calibrated": self.calibrated, "live": self.live}
+        for option in (name for name, given in distributions.items() if given and self.loss == "sll"):
+            raise FerError(f"--{option} is about distributions, --loss sll learns single labels; leave one of them out")
+        if self.live and (self.cache or self.calibrated):
+            raise FerError("--live asks the teacher and reads no cache; leave out --cache and --calibrated")
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,33 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         _within("--count", self.count, 100, 10_000_000)
+
+
+def parse_source(text: str) -> dict[str, float]:
+    """What a distribution is made of, weights by name: `ldg`, `votes` or `smooth:E`; they sum to 1.
+
+    `0.5*votes+0.5*ldg` is {"votes": 0.5, "ldg": 0.5}; a single name has the weight 1. smooth:E leaves 1 - E on the
+    label and spreads E over all classes.
+    """
+    weights: dict[str, float] = {}
+    for term in text.split("+"):
+        weight, star, name = term.strip().rpartition("*")
+        name = name.strip()
+        kind, colon, share = name.partition(":")
+        try:
+            number = float(weight) if star else 1.0
+            fits = name in ("ldg", "votes") or (kind == "smooth" and 0 <= float(share) < 1)
+        except ValueError:
+            fits = False
+        if not fits or name in weights or not 0 < number <= 1:
+            raise FerError(
+                f"--source {text} is not understood at {term.strip() or 'its end'!r}; give ldg, votes, smooth:0.1, "
+                "or a sum such as 0.5*votes+0.5*ldg"
+            )
+        weights[name] = number
+    if abs(sum(weights.values()) - 1) > 1e-6:
+        raise FerError(f"--source {text} has weights that sum to {sum(weights.values()):g}; let them sum to 1")
+    return weights
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Stage 3 of 3: train a student from the cached label distributions. The teacher is not loaded."""
+"""Stage 3 of 3: train a student from the cached label distributions. The teacher is not loaded, but for --live."""
 
 import hashlib
 import logging
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from efficientface.cache.distributions import Distributions
+from efficientface import FerError
+from efficientface.cache.distributions import Distributions, tempered
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
 from efficientface.models import build
@@ -22,10 +23,13 @@ from efficientface.pipeline.artifact import (
     refuse_other,
 )
 from efficientface.pipeline.caches import open_cache
-from efficientface.pipeline.checkpoint import finish_model
+from efficientface.pipeline.checkpoint import finish_model, load_model
 from efficientface.pipeline.config import DistillConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
+from efficientface.pipeline.label import class_order
+from efficientface.pipeline.predict import predict
+from efficientface.pipeline.progress import progress
 from efficientface.pipeline.train import MACHINE, Lesson, fit, leads, meet
 
 log = logging.getLogger(__name__)
@@ -40,10 +44,14 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
     inputs = read_inputs(run)
     folder = run / "students" / (config.name or config.loss)
     made_from = {"faces": reference_to(inputs.folder, folder)}
-    cached = None
-    if config.loss == "ldl":
+    cached, temperature = None, config.temperature
+    if config.live:
+        made_from["teacher"] = reference_to(finished_teacher(run), folder)
+    elif config.loss == "ldl":
         cache = run / (f"distributions-{config.cache}" if config.cache else "distributions")
         cached = read_distributions(cache, inputs)
+        if config.calibrated:
+            temperature = fitted_temperature(cache)
         made_from["distributions"] = reference_to(cache, folder)
     settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}
     if is_finished(folder):
@@ -55,11 +63,14 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
 
     train, judge = training_faces(inputs, cached, config), inputs.labelled(config.choose_on)
     classes, crop = train.classes, inputs.facts["crop"]
-    if cached is None:
+    if config.live:
+        lesson = ask_live(train, run / "teacher", crop, config)
+    elif cached is None:
         lesson = label_lessons(train, crop, config)
     else:
-        rows = cached.rows_of(train.face_id, train.image_hash, str(run))
-        lesson = replay(cached.select(rows), crop, config)
+        lesson = replay(cached.select(cached.rows_of(train.face_id, train.image_hash, str(cache))), crop, config)
+    if temperature != 1:
+        lesson = with_temperature(lesson, temperature)
     torch.manual_seed(config.seed)
     options = {"modulation": config.modulation} if config.arch == "efficientface" else {}
     model = build(config.arch, len(classes), **options)
@@ -75,25 +86,87 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
             {**asked, "mean": inputs.facts["mean"], "std": inputs.facts["std"]},
             made_from=made_from,
             settings=settings,
-            facts={"train_faces": len(train), "chosen_on": config.choose_on, "best": best},
+            facts={
+                "train_faces": len(train),
+                "chosen_on": config.choose_on,
+                "temperature": temperature,
+                "best": best,
+            },
         )
     meet()
     return {"student": str(folder), **best}
 
 
 def read_distributions(cache: Path, inputs: Inputs) -> Distributions:
-    """A run's cache, refused if it disagrees with faces/ in classes, faces or pictures."""
-    cached = open_cache(cache).read().in_order_of(inputs.faces.classes, str(cache))
-    cached.rows_of(inputs.faces.face_id, inputs.faces.image_hash, str(cache))
+    """A run's cache, refused if it disagrees with faces/ in classes, faces or pictures.
+
+    A cache of votes or labels has no distribution for faces without them; that is told where such a face is needed.
+    """
+    opened = open_cache(cache)
+    cached = opened.read().in_order_of(inputs.faces.classes, str(cache))
+    faces = inputs.faces
+    if opened.manifest["facts"].get("left_out"):
+        faces = faces.select(np.isin(faces.face_id, cached.face_id))
+    cached.rows_of(faces.face_id, faces.image_hash, str(cache))
     return cached
+
+
+def fitted_temperature(cache: Path) -> float:
+    """The temperature in a cache's manifest."""
+    calibration = open_cache(cache).manifest["facts"].get("calibration")
+    if calibration is None:
+        raise FerError(f"{cache} has no fitted temperature; run fer teach again with --calibrate")
+    return float(calibration["temperature"])
+
+
+def finished_teacher(run: Path) -> Path:
+    """RUN/teacher, which --live asks."""
+    read_manifest(run / "teacher", "teacher")
+    return run / "teacher"
+
+
+def ask_live(train: Faces, teacher: Path, crop: int, config: DistillConfig) -> Callable[[int], Lesson]:
+    """The authors' online way: in every epoch the teacher answers about that epoch's crops.
+
+    The crops are those that `fer teach --views EPOCHS` with the same seed and --min-area would store, in the order
+    that a student of this seed replays them: what is trained on is the same, and the teacher is asked as often.
+    """
+    model, described = load_model(teacher, "teacher")
+    order = class_order(described["classes"], train.classes, teacher)
+    boxes, flips = draw_views(config.seed, train.face_id, range(config.epochs), crop, config.min_area)
+    offsets = replay_offsets(config.seed, train.face_id)
+    rows = np.arange(len(train))
+
+    def lesson(epoch: int) -> Lesson:
+        view = (offsets + epoch) % config.epochs
+        box, flip = boxes[rows, view][:, None], flips[rows, view][:, None]
+        with progress(f"epoch {epoch + 1}/{config.epochs}: asking", len(train)) as advance:
+            answers = predict(
+                model, train, box, flip, size=described["size"], mean=described["mean"], std=described["std"],
+                device=config.device, batch=config.label_batch, workers=config.workers, advance=advance,
+            )[:, 0, order]  # fmt: skip
+        return Lesson(box, flip, answers)
+
+    return lesson
+
+
+def with_temperature(lesson: Callable[[int], Lesson], temperature: float) -> Callable[[int], Lesson]:
+    """The same lessons with softmax(log p / T) in place of the targets p."""
+
+    def softened(epoch: int) -> Lesson:
+        boxes, flips, targets = lesson(epoch)
+        return Lesson(boxes, flips, tempered(targets, temperature))
+
+    return softened
 
 
 def training_faces(inputs: Inputs, cached: Distributions | None, config: DistillConfig) -> Faces:
     """Labelled training faces, or with --unlabelled every training face that has a distribution."""
-    if config.unlabelled and cached is not None:
-        return inputs.faces.select(inputs.faces.split == "train")
+    if config.unlabelled:
+        train = inputs.faces.select(inputs.faces.split == "train")
+        return train if cached is None else train.select(np.isin(train.face_id, cached.face_id))
     train = inputs.labelled("train")
-    if cached is None:
+    if config.loss == "sll":
         check_classes(train, inputs.folder)
     return train
 
@@ -123,11 +196,11 @@ def replay(cached: Distributions, crop: int, config: DistillConfig) -> Callable[
 
         return per_image
 
-    offsets = np.array([_offset(config.seed, face_id) for face_id in cached.face_id])
+    offsets = replay_offsets(config.seed, cached.face_id)
     rows = np.arange(len(cached))
 
     def lesson(epoch: int) -> Lesson:
-        view = ((offsets + epoch) % cached.views).astype(np.int64)
+        view = (offsets + epoch) % cached.views
         return Lesson(
             cached.view_box[rows, view][:, None],
             cached.view_flip[rows, view][:, None],
@@ -137,6 +210,7 @@ def replay(cached: Distributions, crop: int, config: DistillConfig) -> Callable[
     return lesson
 
 
-def _offset(seed: int, face_id: str) -> int:
-    """32 bits of blake2b(seed, face id): small enough that adding an epoch cannot overflow."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{face_id}".encode(), digest_size=4).digest(), "little")
+def replay_offsets(seed: int, face_ids: np.ndarray) -> np.ndarray:
+    """(N,) int64: where in its stored views a student of this seed begins with each face, 32 bits of a hash."""
+    digests = (hashlib.blake2b(f"{seed}\0{face_id}".encode(), digest_size=4).digest() for face_id in face_ids)
+    return np.frombuffer(b"".join(digests), "<u4").astype(np.int64)

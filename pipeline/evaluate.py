@@ -38,7 +38,7 @@ def run(
     prepare(device)
     inputs = read_inputs(run)
     faces = inputs.labelled(split)
-    targets = vote_distributions(faces)
+    targets = faces.vote_distributions()
     out = run / "evaluation"
     result: dict[str, Any] = {
         "run": str(run),
@@ -86,16 +86,6 @@ def find_models(run: Path, names: Sequence[str] | None) -> dict[str, Path]:
     if not finished:
         raise FerError(f"{run} has no finished teacher or student; run fer teach or fer distill first")
     return finished
-
-
-def vote_distributions(faces: Faces) -> np.ndarray:
-    """(N, C) float64: votes as shares of all votes for the run's classes, NaN where a face has none.
-
-    Votes for `unknown` and `not a face` are left out, and the rest renormalised.
-    """
-    votes = faces.votes.astype(np.float64)
-    total = votes.sum(1, keepdims=True)
-    return np.divide(votes, total, out=np.full_like(votes, np.nan), where=total > 0)
 
 
 def ask(

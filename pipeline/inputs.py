@@ -25,9 +25,14 @@ class Inputs:
         facts = self.manifest["facts"]
         return {"crop": self.manifest["settings"]["crop"], "mean": facts["mean"], "std": facts["std"]}
 
-    def labelled(self, split: str) -> Faces:
-        """The faces of a split that have a label; FerError where training or judging could not begin."""
+    def labelled(self, split: str, without: np.ndarray | None = None) -> Faces:
+        """The faces of a split that have a label, less those that `without` (N,) bool marks.
+
+        FerError where training or judging could not begin.
+        """
         rows = (self.faces.split == split) & (self.faces.label >= 0)
+        if without is not None:
+            rows &= ~without
         if not rows.any():
             splits = ", ".join(sorted(set(self.faces.split)))
             raise FerError(

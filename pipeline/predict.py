@@ -27,8 +27,9 @@ def predict(
 ) -> np.ndarray:
     """(N, K, C) float32 probabilities for K views of each of N faces; always fp32, so that answers can be compared.
 
-    boxes: (N, K, 4) and flips: (N, K), the views. Batches hold whole faces, about `batch` views, and are cut at the
-    same places whoever asks. `advance` is told the faces just done.
+    boxes: (N, K, 4) and flips: (N, K), the views. Faces are rendered together, about `batch` views at a time and all
+    views of a face, and answered at most `batch` at a time: cut at the same places whoever asks. `advance` is told the
+    faces just done.
     """
     model = model.to(device).to(memory_format=torch.channels_last).eval()
     views = boxes.shape[1]
@@ -37,7 +38,7 @@ def predict(
     order = [rows[k : k + faces_a_batch] for k in range(0, len(rows), faces_a_batch)]
     answers = []
     for done, images in view_batches(faces, order, boxes, flips, size, workers):
-        logits = model(normalise(images.to(device), mean, std))
+        logits = torch.cat([model(normalise(part.to(device), mean, std)) for part in images.split(batch)])
         answers.append(torch.softmax(logits.float(), 1).cpu().numpy().reshape(len(done), views, -1))
         advance(len(done))
     return np.concatenate(answers)

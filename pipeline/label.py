@@ -1,0 +1,461 @@
+"""Writing distributions/: every face's distribution from teachers, human votes, smoothed labels, or a mixture.
+
+A shard that exists is not made again, and the manifest comes last.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy.optimize import linear_sum_assignment, minimize_scalar
+from torch import nn
+
+from efficientface import FerError
+from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, tempered
+from efficientface.cache.parquet import read_shards, write_shard
+from efficientface.data.batches import canonical
+from efficientface.data.faces import Faces
+from efficientface.data.views import draw_views
+from efficientface.pipeline.artifact import (
+    describe,
+    digest_of,
+    is_finished,
+    read_manifest,
+    reference_to,
+    refuse_other,
+    replacing,
+    write_json,
+    write_manifest,
+)
+from efficientface.pipeline.caches import ONE_FILE, assemble, open_cache
+from efficientface.pipeline.checkpoint import CONFIG, load_model
+from efficientface.pipeline.config import TeachConfig, parse_source
+from efficientface.pipeline.inputs import Inputs
+from efficientface.pipeline.metrics import SMALLEST, calibration_error
+from efficientface.pipeline.predict import predict
+from efficientface.pipeline.progress import progress
+from efficientface.pipeline.train import leads, meet, rank_and_world
+
+log = logging.getLogger(__name__)
+
+TRAINED_ON = "trained_on.parquet"
+PLAN = "plan.json"
+ADDING = ".adding-views"  # in distributions/: finished shards with more views, until all are there
+OTHERWISE = "give --cache NAME to write beside it, or remove it"
+Advance = Callable[[int], None]  # told the number of faces just done
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Finished teachers that answer for the classes of faces/, in their order."""
+
+    folders: Sequence[Path]
+    models: Sequence[tuple[nn.Module, dict[str, Any], list[int]]]  # network, config, where the classes stand in it
+    batch: int  # views in one forward pass
+    device: str = "cpu"
+    workers: int = 0
+
+    def ask(
+        self,
+        faces: Faces,
+        boxes: np.ndarray,
+        flips: np.ndarray,
+        fold: np.ndarray,
+        advance: Advance = lambda count: None,
+    ) -> np.ndarray:
+        """(N, K, C) float32 distributions of K views of N faces, boxes (N, K, 4) and flips (N, K).
+
+        A face of fold k >= 0 (N,) is answered by the k-th teacher, any other by the mean of all.
+        """
+        total = np.zeros((*boxes.shape[:2], len(faces.classes)))
+        for number, (model, described, order) in enumerate(self.models):
+            rows = np.flatnonzero((fold == number) | (fold < 0))
+            if not len(rows):
+                continue
+            total[rows] += predict(
+                model, faces.select(rows), boxes[rows], flips[rows],
+                size=described["size"], mean=described["mean"], std=described["std"],
+                device=self.device, batch=self.batch, workers=self.workers,
+                advance=advance,
+            )[..., order]  # fmt: skip
+        count = np.where(fold < 0, len(self.models), 1)
+        return (total / count[:, None, None]).astype(np.float32)
+
+    def answers(self, fold: np.ndarray) -> int:
+        """How many answers faces of these folds (N,) take: one, or one of each teacher."""
+        return int(np.where(fold < 0, len(self.models), 1).sum())
+
+    def trained_on(self) -> set[str]:
+        """Hashes of the pictures that at least one of them was trained on."""
+        return {
+            digest for folder in self.folders for digest in pq.read_table(folder / TRAINED_ON)["image_hash"].to_pylist()
+        }
+
+    def described(self) -> dict[str, Any]:
+        """What the cache's manifest says of them."""
+        first = self.models[0][1]
+        return {"arch": first["arch"], "size": first["size"], "teachers": len(self.models)}
+
+
+def load_teachers(folders: Sequence[Path], classes: tuple[str, ...], config: TeachConfig) -> Teachers:
+    """The finished teachers in these folders, ready to answer for `classes`."""
+    models = []
+    for folder in folders:
+        model, described = load_model(folder, "teacher")
+        models.append((model, described, class_order(described["classes"], classes, folder)))
+    return Teachers(folders, models, config.label_batch, config.device, config.workers)
+
+
+def cache_distributions(
+    inputs: Inputs, folders: Sequence[Path], fold: np.ndarray | None, out: Path, config: TeachConfig
+) -> dict[str, Any]:
+    """Write the canonical distribution and V replay views of every usable face to `out`, a shard at a time.
+
+    folders: the teachers that the source asks, none if it asks none; fold: (N,) of each face the teacher that has not
+    seen it, see folds.py, None without folds. Faces that the source says nothing about (no votes, no label) are
+    left out, and counted.
+    """
+    weights = parse_source(config.source)
+    settings = {
+        "source": config.source,
+        "folds": config.folds,
+        # without a teacher every view has the same distribution: storing them would say nothing
+        "views": config.views if folders else 0,
+        "seed": config.seed,
+        "min_area": config.min_area,
+        "label_batch": config.label_batch,
+        "shard_faces": config.shard_faces,
+    }
+    made_from = {"faces": reference_to(inputs.folder, out), **teacher_references(folders, out)}
+    if is_finished(out):
+        manifest = read_manifest(out, "distributions")
+        refuse_other(out, manifest, made_from, settings, OTHERWISE)
+        if leads():
+            clear(out, manifest)
+            if config.calibrate and "calibration" not in manifest["facts"]:
+                calibrate_finished(out, manifest, config.choose_on)
+        meet()
+        log.info("distributions: already cached, %s", out)
+        return summary(read_manifest(out, "distributions"), out)
+
+    teachers, judged = None, {}
+    if folders:
+        teachers = load_teachers(folders, inputs.faces.classes, config)
+        judged = {"teacher": {**teachers.described(), **check_teacher(teachers, inputs, config.choose_on)}}
+    plan = {"settings": settings, "made_from": _digests(made_from), "format": config.format}
+    if leads():
+        _begin(out, plan)
+    meet()
+    known = said_without_teacher(inputs.faces, weights)
+    sayable = np.isfinite(known).all(1)
+    if not sayable.any():
+        raise FerError(
+            f"--source {config.source} says nothing about any of the {len(sayable):,} faces of {inputs.folder}; "
+            "align a source with votes or labels, or give --source ldg"
+        )
+    if not sayable.all():
+        log.info(
+            "distributions: %s of %s faces left out, without votes or a label",
+            f"{int((~sayable).sum()):,}",
+            f"{len(sayable):,}",
+        )
+    faces, known = inputs.faces.select(sayable), known[sayable]
+    if fold is not None:
+        fold = fold[sayable]
+    elif teachers is None:
+        fold = np.full(len(faces), NO_TEACHER, np.int8)
+    else:
+        seen = teachers.trained_on()
+        fold = np.array([SEEN if digest in seen else UNSEEN for digest in faces.image_hash], np.int8)
+    names = [f"part-{k:05d}.parquet" for k in range(-(-len(faces) // config.shard_faces))]
+    rank, world = rank_and_world()
+    log.info("distributions: %s views of %s faces", f"{len(faces) * (1 + settings['views']):,}", f"{len(faces):,}")
+    with progress("labelling", teachers.answers(fold) if teachers else len(faces)) as advance:
+        for k, name in enumerate(names):
+            rows = np.arange(k * config.shard_faces, min((k + 1) * config.shard_faces, len(faces)))
+            if (out / name).exists() or k % world != rank:
+                advance(teachers.answers(fold[rows]) if teachers else len(rows))
+                continue
+            part = faces.select(rows)
+            boxes, flips = draw_views(
+                config.seed, part.face_id, range(settings["views"]), inputs.facts["crop"], config.min_area
+            )
+            whole_box, whole_flip = canonical(len(part), inputs.facts["crop"])
+            answers = np.repeat(known[rows, None], 1 + boxes.shape[1], axis=1).astype(np.float32)
+            if teachers is not None:
+                seen_views = np.concatenate([whole_box, boxes], 1), np.concatenate([whole_flip, flips], 1)
+                answers += np.float32(weights["ldg"]) * teachers.ask(part, *seen_views, fold[rows], advance)
+            shard = Distributions(
+                classes=part.classes,
+                face_id=part.face_id,
+                image_hash=part.image_hash,
+                split=part.split,
+                label=part.label,
+                fold=fold[rows],
+                canonical=answers[:, 0],
+                view_box=boxes,
+                view_flip=flips,
+                view_distribution=answers[:, 1:],
+            )
+            shard.check(name)
+            with replacing(out / name) as part_file:
+                write_shard(shard, part_file)
+    meet()
+    if leads():
+        facts = {**judged, "left_out": int((~sayable).sum())}
+        _finish(out, names, made_from, settings, facts, config)
+    meet()
+    return summary(read_manifest(out, "distributions"), out)
+
+
+def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict[str, Any]:
+    """Ask the teachers of a finished cache about `more` further views of every face; what is there stays as it is.
+
+    Killed at any moment, the cache is the old one or the new one; finished shards are not made again.
+    """
+    manifest = read_manifest(out, "distributions")
+    settings, made_from = manifest["settings"], manifest["made_from"]
+    cache = open_cache(out)
+    if cache.hdf5 is not None:
+        raise FerError(
+            f"{out} is one HDF5 file, to which nothing can be added; make it a folder with fer cache convert"
+        )
+    if made_from["faces"]["manifest"] != digest_of(inputs.folder):
+        raise FerError(f"{out} was made from other faces than the run holds now; run fer teach with --cache NAME")
+    folders = teachers_of(out, manifest)
+    if not folders:
+        raise FerError(f"{out} holds {settings['source']}, the same for every view; views of it would say nothing")
+    weights = parse_source(settings["source"])
+    before = manifest["facts"]["views"]
+    numbers = range(before, before + more)
+    teachers = load_teachers(folders, inputs.faces.classes, replace(config, label_batch=settings["label_batch"]))
+    made = out / ADDING / f"{before + more}"
+    names = [f"part-{k:05d}-views-{before + more}.parquet" for k in range(len(cache.shards))]
+    rank, world = rank_and_world()
+    with progress("labelling", teachers.answers(cache.read(views=False).fold)) as advance:
+        for k, old in enumerate(cache.shards):
+            if (made / names[k]).exists() or (out / names[k]).exists() or k % world != rank:
+                continue
+            made.mkdir(parents=True, exist_ok=True)
+            part = cache.read_shard(old).in_order_of(inputs.faces.classes, str(out))
+            rows = rows_of(inputs.faces, part)
+            shown = inputs.faces.select(rows)
+            boxes, flips = draw_views(
+                settings["seed"], part.face_id, numbers, inputs.facts["crop"], settings["min_area"]
+            )
+            known = said_without_teacher(shown, weights)[:, None].astype(np.float32)
+            answers = known + np.float32(weights["ldg"]) * teachers.ask(shown, boxes, flips, part.fold, advance)
+            longer = replace(
+                part,
+                view_box=np.concatenate([part.view_box, boxes], 1),
+                view_flip=np.concatenate([part.view_flip, flips], 1),
+                view_distribution=np.concatenate([part.view_distribution, answers], 1),
+            )
+            longer.check(names[k])
+            with replacing(made / names[k]) as file:
+                write_shard(longer, file)
+    meet()
+    if leads():
+        for name in names:
+            if (made / name).exists():  # killed in between, some were moved already
+                (made / name).replace(out / name)
+        read_shards([out / name for name in names])
+        told = {name: manifest[name] for name in ("classes", "made_from")}
+        told["settings"] = {**settings, "views": before + more}
+        told["facts"] = {**manifest["facts"], "views": before + more}
+        clear(out, write_manifest(out, "distributions", files=names, **told))
+    meet()
+    return summary(read_manifest(out, "distributions"), out)
+
+
+def rows_of(faces: Faces, part: Distributions) -> np.ndarray:
+    """(M,) rows in faces/ of the faces of a shard."""
+    place = {key: row for row, key in enumerate(faces.face_id)}
+    return np.array([place[key] for key in part.face_id])
+
+
+def said_without_teacher(faces: Faces, weights: dict[str, float]) -> np.ndarray:
+    """(N, C) float64: the weighted sum of what votes and labels say, NaN for faces without them; the LDG's share is 0."""
+    total = np.zeros((len(faces), len(faces.classes)))
+    for name, weight in weights.items():
+        if name == "votes":
+            total += weight * faces.vote_distributions()
+        elif name != "ldg":
+            share = float(name.partition(":")[2])
+            smoothed = np.eye(len(faces.classes))[faces.label] * (1 - share) + share / len(faces.classes)
+            total += weight * np.where(faces.label[:, None] >= 0, smoothed, np.nan)
+    return total
+
+
+def teacher_references(folders: Sequence[Path], out: Path) -> dict[str, dict[str, str]]:
+    """How a cache's manifest names its teachers: `teacher` if it is one, else `teacher-0`, `teacher-1` ..."""
+    names = ["teacher"] if len(folders) == 1 else [f"teacher-{k}" for k in range(len(folders))]
+    return {name: reference_to(folder, out) for name, folder in zip(names, folders, strict=True)}
+
+
+def teachers_of(out: Path, manifest: dict[str, Any]) -> list[Path]:
+    """The teachers' folders that a cache's manifest names, in their order; FerError if one is another now."""
+    names = [name for name in manifest["made_from"] if name.partition("-")[0] == "teacher"]
+    folders = []
+    for name in sorted(names, key=lambda name: int(name.partition("-")[2] or 0)):
+        reference = manifest["made_from"][name]
+        folder = out / reference["path"]
+        if not is_finished(folder) or digest_of(folder) != reference["manifest"]:
+            raise FerError(f"{folder} is not the teacher that {out} was made with; restore it")
+        folders.append(folder)
+    return folders
+
+
+def _finish(
+    folder: Path,
+    shards: list[str],
+    made_from: dict[str, Any],
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    config: TeachConfig,
+) -> None:
+    """Read all shards back, for HDF5 assemble them, then write the manifest; what it does not name is removed last."""
+    written = read_shards([folder / name for name in shards])
+    facts = {
+        "faces": len(written),
+        "views": written.views,
+        "source": settings["source"],
+        "min_area": settings["min_area"],
+        **facts,
+        "fold_faces": {str(k): int((written.fold == k).sum()) for k in np.unique(written.fold)},
+    }
+    if config.calibrate:
+        facts["calibration"] = calibrate(written, config.choose_on, folder)
+    about: dict[str, Any] = {
+        "classes": written.classes, "made_from": made_from, "settings": settings, "facts": facts
+    }  # fmt: skip
+    if config.format == "hdf5":
+        assemble(folder, shards, describe("distributions", **about))
+    files = [ONE_FILE] if config.format == "hdf5" else shards
+    clear(folder, write_manifest(folder, "distributions", files=files, **about))
+
+
+def clear(folder: Path, manifest: dict[str, Any]) -> None:
+    """Remove what the labelling needed while it went on; killed in between, the next call does it."""
+    for path in (*folder.glob("part-*.parquet"), folder / ONE_FILE, folder / PLAN):
+        if path.name not in manifest["files"]:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder / ADDING, ignore_errors=True)
+
+
+def calibrate(cached: Distributions, split: str, folder: Path) -> dict[str, Any]:
+    """The temperature that makes the canonical distributions of a split fit its labels best, and what it mends.
+
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017: T minimises the cross-entropy of
+    softmax(log p / T). The stored distributions stay at T = 1.
+    """
+    judge = cached.select((cached.split == split) & (cached.label >= 0))
+    if not len(judge):
+        raise FerError(f"{folder} has no labelled faces in split {split} to calibrate on; give another --choose-on")
+
+    def cross_entropy(temperature: float) -> float:
+        chosen = tempered(judge.canonical, temperature)[np.arange(len(judge)), judge.label]
+        return float(-np.log(np.maximum(chosen, SMALLEST)).mean())
+
+    def error(temperature: float) -> float:
+        answers = tempered(judge.canonical, temperature)
+        return calibration_error(answers, answers.argmax(1) == judge.label)
+
+    found = minimize_scalar(lambda log_t: cross_entropy(float(np.exp(log_t))), bounds=(-3, 3), method="bounded")
+    temperature = float(np.exp(found.x))
+    return {
+        "temperature": temperature,
+        "split": split,
+        "faces": len(judge),
+        "ece_before": error(1.0),
+        "ece_after": error(temperature),
+        "cross_entropy_before": cross_entropy(1.0),
+        "cross_entropy_after": cross_entropy(temperature),
+    }
+
+
+def calibrate_finished(out: Path, manifest: dict[str, Any], split: str) -> None:
+    """Note a temperature in the manifest of a cache that was finished without one."""
+    cache = open_cache(out)
+    if cache.hdf5 is not None:
+        raise FerError(
+            f"{out} is one HDF5 file, in which nothing can be noted; make it a folder with fer cache convert"
+        )
+    found = calibrate(cache.read(views=False), split, out)
+    told = {name: manifest[name] for name in ("classes", "made_from", "settings")}
+    facts = {**manifest["facts"], "calibration": found}
+    write_manifest(out, "distributions", files=list(manifest["files"]), facts=facts, **told)
+    log.info("distributions: calibrated; students made from them before count as made from another cache now")
+
+
+def check_teacher(teachers: "Teachers", inputs: Inputs, split: str) -> dict[str, Any]:
+    """The teacher's accuracy on a split; FerError if it is no better than guessing.
+
+    A permuted class order is the field's most common silent failure, so the permutation that would mend the answers,
+    if one would, is named.
+    """
+    judge = inputs.labelled(split)
+    nobody = np.full(len(judge), UNSEEN, np.int8)
+    answers = teachers.ask(judge, *canonical(len(judge), inputs.facts["crop"]), nobody)[:, 0]
+    count, classes = len(judge), judge.classes
+    accuracy = float((answers.argmax(1) == judge.label).mean())
+    chance = 1 / len(classes)
+    if accuracy > chance:
+        return {"accuracy": accuracy, "accuracy_on": split, "faces": count}
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(confusion, (judge.label, answers.argmax(1)), 1)
+    truth, answered = linear_sum_assignment(-confusion)
+    mended = confusion[truth, answered].sum() / count
+    message = (
+        f"the teacher is right about {accuracy:.1%} of {count} {split} faces, "
+        f"no better than guessing among {len(classes)} classes ({chance:.1%})"
+    )
+    # three standard errors: the best of all permutations is above chance by luck alone
+    if mended > chance + 3 * np.sqrt(chance * (1 - chance) / count) and mended > 2 * accuracy:
+        meant = {classes[a]: classes[t] for t, a in zip(truth, answered, strict=True)}
+        named = ", ".join(meant[name] for name in (classes[k] for k in range(len(classes))))
+        raise FerError(
+            f"{message}; its answers would be {mended:.1%} right if its classes, now read as {', '.join(classes)}, "
+            f"were {named}: correct `classes` in its {CONFIG}, or the labels"
+        )
+    raise FerError(f"{message}; train it longer (--epochs), at a larger --size or with another --lr")
+
+
+def class_order(answered: list[str], wanted: tuple[str, ...], teacher: Path) -> list[int]:
+    if set(answered) != set(wanted):
+        raise FerError(
+            f"{teacher} answers for the classes {', '.join(answered)}, faces/ has {', '.join(wanted)}; "
+            "give a teacher of the same classes, or fer align --classes"
+        )
+    return [answered.index(name) for name in wanted]
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Start labelling, or go on with the same plan; shards of another plan are never mixed in."""
+    path = folder / PLAN
+    if path.exists():
+        begun = {**json.loads(path.read_text()), "format": plan["format"]}  # the shards are the same for both
+        if begun != json.loads(json.dumps(plan)):
+            log.info("distributions: begun with another teacher or other settings; starting again")
+            shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise FerError(f"{folder} has files but neither {PLAN} nor a manifest; move them away and run fer teach again")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, plan)
+
+
+def _digests(made_from: dict[str, Any]) -> dict[str, str]:
+    return {name: reference["manifest"] for name, reference in made_from.items()}
+
+
+def summary(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What the command prints of a finished cache."""
+    facts = manifest["facts"]
+    told = {"distributions": str(folder), "faces": facts["faces"], "views": facts["views"], "source": facts["source"]}
+    return told | {name: facts[name] for name in ("teacher", "calibration") if name in facts}
