@@ -142,7 +142,10 @@ def cache_distributions(inputs: Inputs, teacher: Path, folder: Path, config: Tea
     made_from = {"faces": reference_to(inputs.folder, folder), "teacher": reference_to(teacher, folder)}
     if is_finished(folder):
         manifest = read_manifest(folder, "distributions")
-        refuse_other(folder, manifest, made_from, settings, "give --cache NAME to write beside it, or remove it")
+        form = "hdf5" if ONE_FILE in manifest["files"] else "parquet"
+        was, now = manifest["settings"] | {"format": form}, settings | {"format": config.format}
+        remedy = "give --cache NAME to write beside it, or remove it"
+        refuse_other(folder, {**manifest, "settings": was}, made_from, now, remedy)
         if leads():
             _clear(folder, manifest)
         log.info("distributions: already cached, %s", folder)

@@ -43,6 +43,8 @@ def verify(path: Path, teacher: Path | None = None, sample: int = 100, seed: int
 
     Returns the checks, each `ok`, `FAILED` or `not checked`, and `ok`: whether none failed.
     """
+    if sample < 1:
+        raise FerError(f"--sample {sample} is out of range; give a number from 1")
     report = Report()
     cache = _open(path, report)
     if cache is None:
