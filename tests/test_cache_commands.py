@@ -272,6 +272,28 @@ def test_the_teacher_is_asked_again(taught):
     assert f"{taught}/faces holds faces, not teacher" in done.stdout
 
 
+def test_a_teacher_of_a_fold_is_asked_about_its_own_faces(taught):
+    folder, whole = taught / "distributions", open_cache(taught / "distributions").read()
+    teacher = shutil.copytree(taught / "teacher", taught / "teacher" / "fold-1")
+    fold = np.where(np.arange(60) % 2, 1, 0).astype(np.int8)
+    spoiled = whole.canonical.copy()
+    spoiled[fold == 0] = 1 / 3  # answered by another one
+    references = json.loads((folder / MANIFEST).read_text())["made_from"]
+    shutil.rmtree(folder)
+    cached = replace(whole, fold=fold, canonical=spoiled).select(np.arange(60))
+    views = {name: getattr(cached, name)[:, :0] for name in ("view_box", "view_flip", "view_distribution")}
+    made_from = {"faces": references["faces"], "fold-1": reference_to(teacher, folder)}
+    write_cache(folder, replace(cached, **views), 1, made_from)
+    told = verify(folder, teacher, 40)["checks"][-1]
+    assert told["state"] == "ok", told
+
+    shutil.rmtree(folder)
+    write_cache(folder, replace(cached, **views), 1, {"faces": references["faces"]})
+    assert verify(folder, teacher, 40)["checks"][-1]["findings"] == [
+        f"{teacher} is not the teacher that the cache was made with (its manifest is another)"
+    ]
+
+
 # --- diff
 
 
