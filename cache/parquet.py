@@ -86,7 +86,7 @@ def read_shard(path: Path, with_views: bool = True) -> Distributions:
             names = [name for name in file.schema_arrow.names if with_views or name not in VIEWS]
             table = file.read(columns=names)
         table.validate(full=True)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise FerError(f"{path} cannot be read as Parquet ({error}); restore it, or run fer teach again") from error
     try:
         ours = json.loads(table.schema.metadata[b"efficientface"])

@@ -173,7 +173,7 @@ def read_table(path: Path, images: bool = True) -> pa.Table:
         with pq.ParquetFile(path) as file:
             names = [name for name in file.schema_arrow.names if images or name != "image"]
             return file.read(columns=names)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise FerError(f"{path} cannot be read as Parquet ({error}); restore it, or run fer align again") from error
 
 

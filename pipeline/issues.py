@@ -92,6 +92,8 @@ def label_votes(folder: Path, manifest: dict[str, Any], unseen: Distributions) -
         return None
     faces = Path(source["path"])
     made = read_manifest(faces, "faces")
+    if not set(unseen.classes) <= set(made["classes"]):
+        return None
     known: dict[tuple[str, str], tuple[list[float], list[float] | None]] = {}
     for file in data_files(faces, made):
         table = read_table(file, images=False)

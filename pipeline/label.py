@@ -122,7 +122,7 @@ def cache_distributions(
     left out, and counted.
     """
     weights = parse_source(config.source)
-    settings = {
+    settings: dict[str, Any] = {
         "source": config.source,
         "folds": config.folds,
         # without a teacher every view has the same distribution: storing them would say nothing
@@ -135,7 +135,9 @@ def cache_distributions(
     made_from = {"faces": reference_to(inputs.folder, out), **teacher_references(folders, out)}
     if is_finished(out):
         manifest = read_manifest(out, "distributions")
-        refuse_other(out, manifest, made_from, settings, OTHERWISE)
+        form = "hdf5" if ONE_FILE in manifest["files"] else "parquet"
+        was, now = manifest["settings"] | {"format": form}, settings | {"format": config.format}
+        refuse_other(out, {**manifest, "settings": was}, made_from, now, OTHERWISE)
         if leads():
             clear(out, manifest)
             if config.calibrate and "calibration" not in manifest["facts"]:
@@ -281,7 +283,7 @@ def rows_of(faces: Faces, part: Distributions) -> np.ndarray:
 
 
 def said_without_teacher(faces: Faces, weights: dict[str, float]) -> np.ndarray:
-    """(N, C) float64: the weighted sum of what votes and labels say, NaN for faces without them; the LDG's share is 0."""
+    """(N, C) float64: the weighted sum of what votes and labels say, NaN for faces without them; the LDG adds 0."""
     total = np.zeros((len(faces), len(faces.classes)))
     for name, weight in weights.items():
         if name == "votes":

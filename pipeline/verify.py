@@ -43,6 +43,8 @@ def verify(path: Path, teacher: Path | None = None, sample: int = 100, seed: int
 
     Returns the checks, each `ok`, `FAILED` or `not checked`, and `ok`: whether none failed.
     """
+    if sample < 1:
+        raise FerError(f"--sample {sample} is out of range; give a number from 1")
     report = Report()
     cache = _open(path, report)
     if cache is None:
@@ -396,13 +398,12 @@ def _teacher(cache: Cache, keys: Distributions | None, teacher: Path, sample: in
 
 def _answered_by(teacher: Path, cache: Cache, keys: Distributions) -> tuple[bool, list[int]]:
     """Whether the teacher is one that the cache was made with, and the values of `fold` of what it answered alone."""
-    digest = digest_of(teacher)
-    made_from = cache.manifest["made_from"]
-    named = [name for name, ref in made_from.items() if isinstance(ref, dict) and ref.get("manifest") == digest]
-    fold = teacher.resolve().name.removeprefix("fold-")
+    digest, made_from = digest_of(teacher), cache.manifest["made_from"].values()
+    named = any(isinstance(reference, dict) and reference.get("manifest") == digest for reference in made_from)
+    fold = teacher.resolve().name.removeprefix("fold-")  # teacher/fold-K, of the faces that it had not seen
     if fold.isdecimal():
-        return True, [int(fold)]
-    return bool(named), [SEEN] if (keys.fold >= 0).any() else [SEEN, UNSEEN]
+        return named, [int(fold)]
+    return named, [SEEN] if (keys.fold >= 0).any() else [SEEN, UNSEEN]  # with folds, UNSEEN is a mean of several
 
 
 def tables(result: dict[str, Any]) -> list[Any]:

@@ -127,13 +127,13 @@ def test_a_single_flipped_byte_anywhere_is_found(tmp_path, form):
         path = tmp_path / "distributions.h5"
     assert verify(path)["ok"]
     for file in [path] if path.is_file() else sorted(path.iterdir()):
-        for place in flips(file, 40, 0):
+        for place in flips(file, 20, 0):
             assert not verify(path)["ok"], f"{file.name}, byte {place}"
     assert verify(path)["ok"]
 
 
 def test_the_digest_files_last_byte_counts_too(cache):
-    for _ in flips(cache / DIGEST, 65, 1):
+    for _ in flips(cache / DIGEST, 10, 1):
         assert not verify(cache)["ok"]
 
 
@@ -246,11 +246,19 @@ def test_there_is_nothing_to_verify(tmp_path):
     assert (done.exit_code, done.stderr) == (1, f"Error: {tmp_path}/none does not exist; run fer teach first\n")
 
 
-@pytest.fixture
-def taught(run):
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    run = tmp_path_factory.mktemp("original") / "run"
+    write_faces(run)
     words = ["--size", 32, "--teacher-arch", "resnet18", "--epochs", 8, "--batch-size", 6, "--lr", 0.02]
     assert fer("teach", run, *words, "--schedule", "onecycle", "--min-area", 0.5, "--views", 3).exit_code == 0
     return run
+
+
+@pytest.fixture
+def taught(original, tmp_path):
+    """A run with a real teacher, which a test may spoil."""
+    return shutil.copytree(original, tmp_path / "taught")
 
 
 def test_the_teacher_is_asked_again(taught):
@@ -270,6 +278,28 @@ def test_the_teacher_is_asked_again(taught):
     done = fer("cache", "verify", folder, "--teacher", taught / "faces")
     assert done.exit_code == 1
     assert f"{taught}/faces holds faces, not teacher" in done.stdout
+
+
+def test_a_teacher_of_a_fold_is_asked_about_its_own_faces(taught):
+    folder, whole = taught / "distributions", open_cache(taught / "distributions").read()
+    teacher = shutil.copytree(taught / "teacher", taught / "teacher" / "fold-1")
+    fold = np.where(np.arange(60) % 2, 1, 0).astype(np.int8)
+    spoiled = whole.canonical.copy()
+    spoiled[fold == 0] = 1 / 3  # answered by another one
+    references = json.loads((folder / MANIFEST).read_text())["made_from"]
+    shutil.rmtree(folder)
+    cached = replace(whole, fold=fold, canonical=spoiled).select(np.arange(60))
+    views = {name: getattr(cached, name)[:, :0] for name in ("view_box", "view_flip", "view_distribution")}
+    made_from = {"faces": references["faces"], "fold-1": reference_to(teacher, folder)}
+    write_cache(folder, replace(cached, **views), 1, made_from)
+    told = verify(folder, teacher, 40)["checks"][-1]
+    assert told["state"] == "ok", told
+
+    shutil.rmtree(folder)
+    write_cache(folder, replace(cached, **views), 1, {"faces": references["faces"]})
+    assert verify(folder, teacher, 40)["checks"][-1]["findings"] == [
+        f"{teacher} is not the teacher that the cache was made with (its manifest is another)"
+    ]
 
 
 # --- diff

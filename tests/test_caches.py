@@ -364,3 +364,21 @@ def test_reading_hdf5_without_views(file):
     assert (len(part), part.views) == (5, 0)
     assert not (file.parent / DIGEST).exists()
     assert ONE_FILE == "distributions.h5"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_shard_with_changed_bytes_is_read_or_refused(tmp_path, seed):
+    """Reading checks no digests of Parquet: what is damaged may never be more than a sentence."""
+    folder = write_cache(tmp_path / "distributions", make([f"{k}.jpg" for k in range(20)]), 1)
+    path, rng, sentences = folder / "part-00000.parquet", np.random.default_rng(seed), []
+    whole = path.read_bytes()
+    for _ in range(60):
+        spoiled = bytearray(whole)
+        spoiled[int(rng.integers(len(whole)))] = int(rng.integers(256))
+        path.write_bytes(spoiled)
+        try:
+            open_cache(folder).read()
+        except FerError as error:
+            sentences.append(str(error))
+    assert len(sentences) > 20
+    assert all(str(folder) in sentence for sentence in sentences)

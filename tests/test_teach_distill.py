@@ -367,7 +367,7 @@ def test_faces_keep_rows_of_photographs_without_a_face(run):
 def test_hdf5_is_assembled_from_the_shards_and_trains_the_same_student(run, tmp_path):
     """Killed at each of its last steps, it goes on and ends with the same file; status says how to go on."""
     from efficientface.pipeline import teach
-    from efficientface.pipeline.caches import ONE_FILE, open_cache
+    from efficientface.pipeline.caches import ONE_FILE, convert, open_cache
 
     words = ["teach", run, *TEACH, "--views", 3, "--cache", "one", "--format", "hdf5"]
     folder = run / "distributions-one"
@@ -395,11 +395,18 @@ def test_hdf5_is_assembled_from_the_shards_and_trains_the_same_student(run, tmp_
     done = fer(*words, "--json")
     assert done.exit_code == 0, done.output
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {ONE_FILE, MANIFEST, DIGEST}
+    assert refused(fer(*words[:-1], "parquet")) == (
+        f"{folder} is finished with other settings (format hdf5, now parquet); "
+        "give --cache NAME to write beside it, or remove it"
+    )
 
     one, many = open_cache(folder), open_cache(run / "distributions")
     assert {k: v for k, v in one.manifest.items() if k != "files"} == {
         k: v for k, v in many.manifest.items() if k != "files"
     }
+    convert(folder, run / "back")  # the files that fer teach would have written without --format hdf5
+    for path in (run / "distributions").iterdir():
+        assert (run / "back" / path.name).read_bytes() == path.read_bytes(), path.name
     assert one.read().view_distribution.tobytes() == many.read().view_distribution.tobytes()
     ends = [json.loads(fer("distill", run, *DISTILL, "--name", n, *w, "--json").stdout)
             for n, w in (("many", ()), ("one", ("--cache", "one")))]  # fmt: skip
