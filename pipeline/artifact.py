@@ -135,6 +135,11 @@ def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a stage has left a file in the folder; teacher/ may hold nothing but the folders of fold teachers."""
+    return folder.is_dir() and any(path.is_file() for path in folder.iterdir())
+
+
 def refuse_other(
     folder: Path, manifest: dict[str, Any], made_from: dict[str, Any], settings: dict[str, Any], remedy: str
 ) -> None:

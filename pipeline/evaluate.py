@@ -11,7 +11,7 @@ from rich.table import Table
 from efficientface import FerError
 from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces
-from efficientface.pipeline.artifact import is_finished, read_manifest, reference_to, replacing, write_json
+from efficientface.pipeline.artifact import is_begun, is_finished, read_manifest, reference_to, replacing, write_json
 from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, read_inputs
@@ -68,7 +68,7 @@ def run(
 
 def find_models(run: Path, names: Sequence[str] | None) -> dict[str, Path]:
     """The finished models of a run by name, the teacher first; with `names` just those, in that order."""
-    found = {"teacher": run / "teacher"} if (run / "teacher").is_dir() else {}
+    found = {"teacher": run / "teacher"} if is_begun(run / "teacher") else {}
     for folder in sorted(path for path in (run / "students").glob("*") if path.is_dir()):
         if folder.name == "teacher":
             raise FerError(f"{folder} has the name of the run's teacher; rename the folder")

@@ -19,18 +19,19 @@ from efficientface.pipeline.artifact import (
     STAGE_OF,
     check_files,
     digest_of,
+    is_begun,
     is_finished,
     read_manifest,
 )
 from efficientface.pipeline.caches import ONE_FILE
-from efficientface.pipeline.config import AlignConfig, DistillConfig, TeachConfig
+from efficientface.pipeline.config import AlignConfig, DistillConfig, TeachConfig, parse_source
 
 # As in teach.py and checkpoint.py, which import torch.
 PLAN = "plan.json"
 CHECKPOINT = "checkpoint.safetensors"
 NO_OPTION = ("shard_faces",)  # of a stage's settings, not to be had from the command line
 # What a cache's settings tell about the labelling, apart from the teacher.
-LABELLING = ("views", "seed", "min_area", "label_batch", "format")
+LABELLING = ("views", "seed", "min_area", "label_batch", "format", "source", "folds")
 COLOUR = {"done": "green", "stale": "yellow", "unfinished": "yellow", "missing": "dim", "damaged": "red"}
 
 
@@ -94,6 +95,8 @@ def look(run: Path) -> list[Stage]:
     caches = [name for name in subfolders(run) if name.startswith("distributions-")]
     students = [f"students/{name}" for name in subfolders(run / "students")]
     found = [faces, look_at(run, "teacher", "teacher")]
+    folds = [f"teacher/{name}" for name in subfolders(run / "teacher") if name.startswith("fold-")]
+    found += [look_at(run, name, "teacher") for name in folds]
     # a run that only uses named caches does without the one that has no name
     if not caches or (run / "distributions").is_dir():
         caches = ["distributions", *caches]
@@ -107,7 +110,7 @@ def look(run: Path) -> list[Stage]:
 def look_at(run: Path, name: str, kind: str, faces: int | None = None) -> Stage:
     """One artifact; `faces`, if known, is how many an unfinished one will have."""
     folder = run / name
-    if not folder.is_dir():
+    if not folder.is_dir() or kind == "teacher" and not is_begun(folder):
         return Stage(name, kind, folder, "missing", "", {})
     try:
         if not is_finished(folder):
@@ -262,6 +265,9 @@ def next_command(run: Path, stages: list[Stage]) -> str:
     if faces.state != "done":
         again = command("align", "SOURCE", run, options=options(AlignConfig, faces.settings))
         return first_remove([faces], again)
+    waiting = [stage for stage in stages[2:] if stage.kind == "teacher" and stage.state == "unfinished"]
+    if waiting:
+        return folding(run, waiting[0])
     if begun and teacher.state in ("done", "missing"):
         return labelling(run, teacher, begun[0])
     if not done and (teacher.state == "done" or teacher.state == "missing" and caches[0].manifest):
@@ -290,8 +296,20 @@ def training(run: Path, teacher: Stage, cache: Stage, student: Stage) -> str:
     return first_remove([student], command("distill", run, options=options(DistillConfig, settings)))
 
 
+def folding(run: Path, fold: Stage) -> str:
+    """`fer teach --folds` where the training of a fold's teacher was interrupted."""
+    settings = {**fold.settings, "folds": fold.settings.get("facts", {}).get("folds")}
+    if is_finished(run / "distributions"):
+        settings["cache"] = "oof"
+    return command("teach", run, options=options(TeachConfig, settings))
+
+
 def labelling(run: Path, teacher: Stage, cache: Stage) -> str:
-    """`fer teach` with a teacher that is there: no training, only the labelling."""
+    """`fer teach` with teachers that are there, or with none: no training, only the labelling."""
+    if cache.settings.get("folds") or "ldg" not in parse_source(cache.settings.get("source", TeachConfig.source)):
+        training = look_at(run, "teacher/fold-0", "teacher").settings
+        chosen = options(TeachConfig, {**training, **cache.settings, "cache": cache_name(cache)})
+        return first_remove([cache], command("teach", run, options=chosen))
     wanted = (*LABELLING, "choose_on")
     settings = {k: v for k, v in (teacher.settings | cache.settings).items() if k in wanted}
     chosen = options(TeachConfig, settings | {"cache": cache_name(cache)})

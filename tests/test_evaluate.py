@@ -92,7 +92,7 @@ def test_votes_become_the_target_and_missing_ones_are_left_out(models):
     faces = evaluate.read_inputs(models).labelled("test")
     faces.votes[0] = np.nan
     faces.votes[1] = 0
-    targets = evaluate.vote_distributions(faces)
+    targets = faces.vote_distributions()
     assert np.isnan(targets[:2]).all()
     np.testing.assert_allclose(targets[2:], faces.votes[2:] / 10)  # conftest gives ten votes a face
 

@@ -27,6 +27,7 @@ from efficientface.cli import cli
 from efficientface.data.faces import face_table, read_faces
 from efficientface.models import build
 from efficientface.pipeline import align, checkpoint, inspect, status, teach, train
+from efficientface.pipeline import label as labelling
 from efficientface.pipeline.artifact import DIGEST, MANIFEST, reference_to, write_manifest
 from efficientface.pipeline.checkpoint import Checkpoint, finish_model
 from efficientface.pipeline.config import DistillConfig, TeachConfig
@@ -631,7 +632,7 @@ def test_labelling_that_was_interrupted_goes_on(whole):
     cache = whole / "distributions"
     plan = {"settings": {"views": 2, "seed": 4, "min_area": 0.08, "label_batch": 64, "shard_faces": 8192}}
     (cache / MANIFEST).unlink()
-    (cache / teach.PLAN).write_text(json.dumps(plan))
+    (cache / labelling.PLAN).write_text(json.dumps(plan))
     details = {row["stage"]: row["detail"] for row in found("status", whole)["stages"]}
     assert details["distributions"] == "1 shards with 60 faces"
     assert next_of(whole) == "fer teach RUN --checkpoint RUN/teacher --seed 4 --views 2"
@@ -713,7 +714,7 @@ def test_status_wants_a_run(whole, tmp_path):
 
 
 def test_file_names_are_those_of_the_stages():
-    assert (status.PLAN, status.PLAN) == (teach.PLAN, align.PLAN)
+    assert (status.PLAN, status.PLAN) == (labelling.PLAN, align.PLAN)
     assert (status.CHECKPOINT, inspect.METRICS) == (checkpoint.CHECKPOINT, checkpoint.METRICS)
     assert (inspect.WEIGHTS, inspect.CONFIG) == (checkpoint.WEIGHTS, checkpoint.CONFIG)
 

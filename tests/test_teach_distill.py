@@ -15,6 +15,7 @@ from conftest import CLASSES, write_faces
 from efficientface.cli import cli
 from efficientface.data.faces import read_faces
 from efficientface.data.views import draw_views
+from efficientface.pipeline import label as labelling
 from efficientface.pipeline.artifact import DIGEST, MANIFEST, digest_file
 
 COMMON = ["--size", "32", "--schedule", "onecycle", "--min-area", "0.5"]
@@ -86,7 +87,7 @@ def test_a_killed_labelling_goes_on_with_the_missing_shards(original, tmp_path):
         teacher_arch="resnet18", size=32, epochs=8, batch_size=6, schedule="onecycle", lr=0.02, min_area=0.5,
         views=3, shard_faces=20,
     )  # fmt: skip
-    real, calls = teach.write_shard, []
+    real, calls = labelling.write_shard, []
 
     def killed(shard, path):
         calls.append(len(shard))
@@ -94,7 +95,7 @@ def test_a_killed_labelling_goes_on_with_the_missing_shards(original, tmp_path):
             raise KeyboardInterrupt
         real(shard, path)
 
-    teach.write_shard = killed
+    labelling.write_shard = killed
     try:
         with pytest.raises(KeyboardInterrupt):
             teach.run(run, config)
@@ -102,7 +103,7 @@ def test_a_killed_labelling_goes_on_with_the_missing_shards(original, tmp_path):
         assert [p.name for p in (run / "distributions").glob("*.parquet")] == ["part-00000.parquet"]
         teach.run(run, config)
     finally:
-        teach.write_shard = real
+        labelling.write_shard = real
     assert calls == [20, 20, 20, 20]
     again = frame(run)
     assert np.abs(again[list(CLASSES)].to_numpy() - whole[list(CLASSES)].to_numpy()).max() < 1e-6
@@ -174,11 +175,9 @@ def test_a_permuted_class_list_is_found_and_its_remedy_named(original, tmp_path)
 
 
 def test_a_teacher_that_only_guesses_is_refused(original, tmp_path, monkeypatch):
-    from efficientface.pipeline import teach
-
     run = shutil.copytree(original, tmp_path / "run")
     shutil.rmtree(run / "distributions")
-    monkeypatch.setattr(teach, "predict", lambda model, faces, *a, **k: np.full((len(faces), 1, 3), 1 / 3))
+    monkeypatch.setattr(labelling, "predict", lambda model, faces, *a, **k: np.full((len(faces), 1, 3), 1 / 3))
     assert refused(fer("teach", run, *TEACH, "--views", 3)) == (
         "the teacher is right about 33.3% of 12 val faces, no better than guessing among 3 classes (33.3%); "
         "train it longer (--epochs), at a larger --size or with another --lr"
@@ -366,32 +365,31 @@ def test_faces_keep_rows_of_photographs_without_a_face(run):
 
 def test_hdf5_is_assembled_from_the_shards_and_trains_the_same_student(run, tmp_path):
     """Killed at each of its last steps, it goes on and ends with the same file; status says how to go on."""
-    from efficientface.pipeline import teach
     from efficientface.pipeline.caches import ONE_FILE, convert, open_cache
 
     words = ["teach", run, *TEACH, "--views", 3, "--cache", "one", "--format", "hdf5"]
     folder = run / "distributions-one"
     left = {}
-    for step in ("assemble", "write_manifest", "_clear"):
-        real = getattr(teach, step)
+    for step in ("assemble", "write_manifest", "clear"):
+        real = getattr(labelling, step)
 
         def killed(*args, real=real, step=step, **kwargs):
             if step == "assemble":
                 (folder / f".{ONE_FILE}.1.part").write_bytes(b"half")
             raise KeyboardInterrupt
 
-        setattr(teach, step, killed)
+        setattr(labelling, step, killed)
         try:
             assert fer(*words).exit_code == 1
         finally:
-            setattr(teach, step, real)
+            setattr(labelling, step, real)
         left[step] = {path.name for path in folder.iterdir()}
         if step == "assemble":
             assert "--format hdf5" in json.loads(fer("status", run, "--json").stdout)["next"]
     assert ONE_FILE not in left["assemble"]
     assert ONE_FILE in left["write_manifest"]
     assert MANIFEST not in left["write_manifest"]
-    assert {MANIFEST, "part-00000.parquet"} <= left["_clear"]
+    assert {MANIFEST, "part-00000.parquet"} <= left["clear"]
     done = fer(*words, "--json")
     assert done.exit_code == 0, done.output
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {ONE_FILE, MANIFEST, DIGEST}
@@ -416,13 +414,11 @@ def test_hdf5_is_assembled_from_the_shards_and_trains_the_same_student(run, tmp_
 
 
 def test_a_format_change_keeps_the_shards_that_are_there(run, monkeypatch):
-    from efficientface.pipeline import teach
-
     words = ["teach", run, *TEACH, "--views", 3, "--cache", "other"]
     with monkeypatch.context() as patched:
-        patched.setattr(teach, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(labelling, "_finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert fer(*words).exit_code == 1
-    monkeypatch.setattr(teach, "write_shard", lambda *a: pytest.fail("asked again"))
+    monkeypatch.setattr(labelling, "write_shard", lambda *a: pytest.fail("asked again"))
     assert fer(*words, "--format", "hdf5").exit_code == 0
 
 

@@ -1,0 +1,413 @@
+"""Where distributions come from: teachers in and out of fold, votes, labels, mixtures; more views; temperature."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import write_faces
+from safetensors.torch import load_file
+from scipy.optimize import minimize_scalar
+from small_caches import make
+
+from efficientface import FerError
+from efficientface.cache.distributions import tempered
+from efficientface.cli import cli
+from efficientface.data.batches import canonical
+from efficientface.data.faces import read_faces
+from efficientface.pipeline import distill, label, teach
+from efficientface.pipeline.artifact import MANIFEST, data_files, read_manifest
+from efficientface.pipeline.caches import open_cache
+from efficientface.pipeline.checkpoint import load_model
+from efficientface.pipeline.config import DistillConfig, TeachConfig, parse_source
+from efficientface.pipeline.folds import assign_folds
+from efficientface.pipeline.predict import predict
+
+SMALL = {"size": 32, "schedule": "onecycle", "min_area": 0.5, "workers": 1}
+TEACH = TeachConfig(teacher_arch="resnet18", epochs=8, batch_size=6, views=3, lr=0.02, shard_faces=25, **SMALL)
+DISTILL = DistillConfig(epochs=3, batch_size=16, lr=0.1, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    run = tmp_path_factory.mktemp("original") / "run"
+    write_faces(run)
+    teach.run(run, TEACH)
+    return run
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    """A taught run that a test may spoil."""
+    return shutil.copytree(original, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def folded(original, tmp_path_factory):
+    """A run with a cache answered by teachers of three folds, faces 0 and 3 being of one person."""
+    run = shutil.copytree(original, tmp_path_factory.mktemp("folded") / "run")
+    teach.run(run, replace(TEACH, folds=3, cache="oof"))
+    return run
+
+
+def faces_of(run):
+    faces = read_faces(data_files(run / "faces", read_manifest(run / "faces", "faces")))
+    return faces.select(faces.usable)
+
+
+def cached(path: Path, views: bool = True):
+    return open_cache(path).read(views)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+# --- sources --------------------------------------------------------------------------------------------------
+
+
+def test_votes_are_stored_as_shares_and_need_no_teacher(run):
+    shutil.rmtree(run / "teacher")
+    result = teach.run(run, replace(TEACH, source="votes", cache="votes"))
+    assert (result["faces"], result["views"], result["source"]) == (60, 0, "votes")
+    stored, faces = cached(run / "distributions-votes"), faces_of(run)
+    np.testing.assert_allclose(stored.canonical, faces.votes / faces.votes.sum(1, keepdims=True), atol=1e-7)
+    assert set(stored.fold) == {-3}
+    assert distill.run(run, replace(DISTILL, cache="votes", name="votes", epochs=1))["student"].endswith("votes")
+
+
+def test_smoothed_labels_leave_most_on_the_label(run):
+    teach.run(run, replace(TEACH, source="smooth:0.3", cache="smooth"))
+    stored = cached(run / "distributions-smooth")
+    by_hand = np.full((60, 3), 0.1)
+    by_hand[np.arange(60), stored.label] += 0.7
+    np.testing.assert_allclose(stored.canonical, by_hand, atol=1e-7)
+
+
+def test_a_mixture_is_the_weighted_sum_view_by_view(run):
+    teach.run(run, replace(TEACH, source="0.25*votes+0.75*ldg", cache="mixed"))
+    plain, mixed, faces = cached(run / "distributions"), cached(run / "distributions-mixed"), faces_of(run)
+    votes = faces.votes / faces.votes.sum(1, keepdims=True)
+    np.testing.assert_allclose(mixed.canonical, 0.25 * votes + 0.75 * plain.canonical, atol=1e-6)
+    np.testing.assert_allclose(
+        mixed.view_distribution, 0.25 * votes[:, None] + 0.75 * plain.view_distribution, atol=1e-6
+    )
+    np.testing.assert_array_equal(mixed.fold, plain.fold)
+
+
+def test_faces_without_votes_are_left_out_and_missed_only_where_they_are_needed(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    write_faces(run)
+    real = label.said_without_teacher
+
+    def no_votes_for_some(faces, weights):
+        known = real(faces, weights)
+        known[faces.face_id == "face-009.png"] = np.nan  # of val: not trained on
+        return known
+
+    with monkeypatch.context() as patched:
+        patched.setattr(label, "said_without_teacher", no_votes_for_some)
+        assert teach.run(run, replace(TEACH, source="votes"))["faces"] == 59
+    distill.run(run, replace(DISTILL, epochs=1))
+
+    def no_votes_for_a_training_face(faces, weights):
+        known = real(faces, weights)
+        known[faces.face_id == "face-001.png"] = np.nan
+        return known
+
+    monkeypatch.setattr(label, "said_without_teacher", no_votes_for_a_training_face)
+    teach.run(run, replace(TEACH, source="votes", cache="fewer"))
+    with pytest.raises(FerError, match=r"has no distribution for 1 of 36 faces, first face-001\.png; run fer teach"):
+        distill.run(run, replace(DISTILL, cache="fewer", name="fewer"))
+
+
+def test_several_teachers_are_averaged(run, folded):
+    second = folded / "teacher" / "fold-0"
+    teach.run(run, replace(TEACH, cache="one"), [second])
+    teach.run(run, replace(TEACH, cache="two"), [run / "teacher", second])
+    a, b, both = (cached(run / name) for name in ("distributions", "distributions-one", "distributions-two"))
+    np.testing.assert_allclose(both.view_distribution, (a.view_distribution + b.view_distribution) / 2, atol=1e-6)
+    assert set(open_cache(run / "distributions-two").manifest["made_from"]) == {"faces", "teacher-0", "teacher-1"}
+    # a face is seen when one of them was trained on it
+    np.testing.assert_array_equal(both.fold, np.maximum(a.fold, b.fold))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("ldg", {"ldg": 1.0}),
+        ("smooth:0.1", {"smooth:0.1": 1.0}),
+        ("0.5*votes + 0.5*ldg", {"votes": 0.5, "ldg": 0.5}),
+    ],
+)
+def test_a_source_is_read_as_a_sum(text, found):
+    assert parse_source(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "teacher", "ldg+ldg", "2*ldg", "x*ldg", "smooth:1", "smooth", "nan*ldg", "ldg+"])
+def test_a_source_that_is_none_is_refused(text):
+    with pytest.raises(FerError, match="is not understood at"):
+        TeachConfig(source=text)
+
+
+def test_weights_sum_to_one():
+    with pytest.raises(FerError, match=r"--source 0\.5\*votes\+0\.4\*ldg has weights that sum to 0\.9; let them sum"):
+        TeachConfig(source="0.5*votes+0.4*ldg")
+
+
+# --- folds ----------------------------------------------------------------------------------------------------
+
+
+def test_every_training_face_is_answered_by_the_teacher_that_has_not_seen_it(folded):
+    stored, faces = cached(folded / "distributions-oof"), faces_of(folded)
+    training = stored.split == "train"
+    assert set(stored.fold[training]) == {0, 1, 2}
+    assert set(stored.fold[~training]) == {-2}
+    crop = read_manifest(folded / "faces", "faces")["settings"]["crop"]
+    answers = []
+    for k in range(3):
+        folder = folded / "teacher" / f"fold-{k}"
+        seen = set(label.pq.read_table(folder / label.TRAINED_ON)["face_id"].to_pylist())
+        held_out = set(stored.face_id[stored.fold == k])
+        assert seen | held_out == set(stored.face_id[training])
+        assert not seen & held_out
+        model, told = load_model(folder, "teacher")
+        asked = {name: told[name] for name in ("size", "mean", "std")}
+        answers.append(predict(model, faces, *canonical(len(faces), crop), **asked)[:, 0])
+    for k in range(3):
+        rows = stored.fold == k
+        np.testing.assert_allclose(stored.canonical[rows], answers[k][rows], atol=1e-6)
+    np.testing.assert_allclose(stored.canonical[~training], np.mean(answers, 0)[~training], atol=1e-6)
+
+
+def test_folds_are_stratified_and_keep_a_person_and_equal_pictures_together(run):
+    faces = faces_of(run)
+    group, hashes = faces.group.copy(), faces.image_hash.copy()
+    group[[0, 1, 2]] = "anna"
+    group[[3, 4]] = "ben"
+    hashes[15] = hashes[4]  # ben again, though nobody says so
+    fold = assign_folds(replace(faces, group=group, image_hash=hashes), 3, seed=0)
+    assert len(set(fold[[0, 1, 2]])) == len(set(fold[[3, 4, 15]])) == 1
+    assert (fold[faces.split != "train"] == -2).all()
+    counts = np.array([[((fold == k) & (faces.label == c)).sum() for c in range(3)] for k in range(3)])
+    assert counts.sum() == 36
+    assert np.ptp(counts, axis=0).max() <= 2
+    np.testing.assert_array_equal(fold, assign_folds(replace(faces, group=group, image_hash=hashes), 3, seed=0))
+
+
+def test_more_folds_than_people_are_refused(run):
+    faces = faces_of(run)
+    group = np.where(faces.label == 0, "anna", "ben").astype(object)
+    with pytest.raises(FerError, match="the 36 labelled training faces are of 2 groups, too few for --folds 3"):
+        assign_folds(replace(faces, group=group), 3, seed=0)
+
+
+def test_a_cache_of_folds_is_shown_and_verified(folded):
+    from efficientface.pipeline.verify import verify
+
+    report = verify(folded / "distributions-oof", folded / "teacher" / "fold-1", sample=10)
+    assert report["ok"], report
+    assert {c["check"]: c["state"] for c in report["checks"]}["teacher"] == "ok"
+    shown = CliRunner().invoke(cli, ["inspect", str(folded / "distributions-oof")])
+    assert shown.exit_code == 0, shown.output
+    assert "answered by out-of-fold teacher 1" in shown.stdout
+    states = CliRunner().invoke(cli, ["status", str(folded), "--json"])
+    stages = {stage["stage"]: stage["state"] for stage in json.loads(states.stdout)["stages"]}
+    assert stages["distributions-oof"] == stages["teacher"] == "done"
+
+
+def test_folds_without_a_teacher_of_all_faces_leave_that_one_missing(folded, tmp_path):
+    run = shutil.copytree(folded, tmp_path / "run")
+    for path in (run / "teacher").iterdir():
+        if path.is_file():
+            path.unlink()
+    shutil.rmtree(run / "distributions")
+    result = json.loads(CliRunner().invoke(cli, ["status", str(run), "--json"]).stdout)
+    assert {stage["stage"]: stage["state"] for stage in result["stages"]}["teacher"] == "missing"
+    assert result["next"] == f"fer distill {run} --cache oof"
+
+
+def test_an_interrupted_training_of_folds_goes_on_by_the_next_command(run, monkeypatch):
+    from efficientface.pipeline import train
+
+    real, judged = train.judge_epoch, []
+
+    def killed(*args):
+        if len(judged) == 3:  # the second epoch of the second fold's teacher
+            raise KeyboardInterrupt
+        judged.append(real(*args))
+        return judged[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "judge_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            teach.run(run, replace(TEACH, folds=2, epochs=2, cache="oof"))
+    result = json.loads(CliRunner().invoke(cli, ["status", str(run), "--json"]).stdout)
+    states = {stage["stage"]: stage["state"] for stage in result["stages"]}
+    assert (states["teacher/fold-0"], states["teacher/fold-1"]) == ("done", "unfinished")
+    assert result["next"].startswith(f"fer teach {run} ")
+    again = CliRunner().invoke(cli, [*result["next"].split()[1:], "--views", "0"])
+    assert again.exit_code == 0 or "no better than guessing" in again.stderr, again.output
+    assert (run / "teacher" / "fold-1" / MANIFEST).exists()
+
+
+def test_folds_and_a_checkpoint_are_refused_together(run):
+    with pytest.raises(FerError, match="--checkpoint gives a teacher to ask, --folds 3 has no use for it"):
+        teach.run(run, replace(TEACH, folds=3, cache="oof"), [run / "teacher"])
+    with pytest.raises(FerError, match="--folds trains teachers, but --source votes asks none"):
+        replace(TEACH, folds=3, source="votes")
+
+
+# --- more views -----------------------------------------------------------------------------------------------
+
+
+def test_added_views_are_those_that_more_views_would_have_had_from_the_start(run, monkeypatch):
+    teach.run(run, replace(TEACH, views=5, cache="five"))
+    before = cached(run / "distributions")
+    real, asked = label.predict, []
+    monkeypatch.setattr(label, "predict", lambda m, f, b, *a, **k: asked.append(b.shape[:2]) or real(m, f, b, *a, **k))
+    result = CliRunner().invoke(cli, ["teach", str(run), "--add-views", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["views"] == 5
+    assert asked == [(25, 2), (25, 2), (10, 2)]
+    more, five = cached(run / "distributions"), cached(run / "distributions-five")
+    np.testing.assert_array_equal(more.view_box, five.view_box)
+    np.testing.assert_array_equal(more.view_flip, five.view_flip)
+    np.testing.assert_array_equal(more.view_distribution[:, :3], before.view_distribution)
+    np.testing.assert_allclose(more.view_distribution, five.view_distribution, atol=1e-6)
+    assert len(list((run / "distributions").glob("part-*.parquet"))) == 3
+
+
+@pytest.mark.parametrize("step", ["write_shard", "read_shards", "write_manifest", "clear"])
+def test_adding_views_may_be_killed_anywhere(run, monkeypatch, step):
+    before, real, calls = cached(run / "distributions"), getattr(label, step), []
+
+    def killed(*args, **kwargs):
+        calls.append(args)
+        if step != "write_shard" or len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(label, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            teach.run(run, TEACH, more_views=2)
+    now = cached(run / "distributions")
+    assert now.views == (5 if step == "clear" else 3)
+    np.testing.assert_array_equal(now.view_distribution[:, :3], before.view_distribution)
+    if step == "clear":
+        return
+    writes = []
+    write = label.write_shard
+    monkeypatch.setattr(label, "write_shard", lambda *args: writes.append(args) or write(*args))
+    assert teach.run(run, TEACH, more_views=2)["views"] == 5
+    assert len(writes) == (1 if step == "write_shard" else 0)
+    assert {path.name for path in (run / "distributions").iterdir()} == {
+        MANIFEST, "manifest.blake2b", *(f"part-{k:05d}-views-5.parquet" for k in range(3)),
+    }  # fmt: skip
+
+
+def test_views_are_not_added_to_votes_nor_by_another_teacher(run, folded):
+    teach.run(run, replace(TEACH, source="votes", cache="votes"))
+    with pytest.raises(FerError, match="holds votes, the same for every view; views of it would say nothing"):
+        teach.run(run, replace(TEACH, cache="votes"), more_views=2)
+    shutil.rmtree(run / "teacher")
+    shutil.copytree(folded / "teacher" / "fold-0", run / "teacher")
+    with pytest.raises(FerError, match=r"teacher is not the teacher that .*distributions was made with; restore it"):
+        teach.run(run, TEACH, more_views=2)
+
+
+# --- the online way -------------------------------------------------------------------------------------------
+
+
+def both_ways(run, batch: int, epochs: int, lr: float = 0.1):
+    """Weights after training from a cache with a view an epoch, and with the teacher in the loop."""
+    teach.run(run, replace(TEACH, views=epochs, label_batch=batch, cache="replayed"), [run / "teacher"])
+    settings = replace(DISTILL, epochs=epochs, label_batch=batch, lr=lr)
+    distill.run(run, replace(settings, cache="replayed", name="offline"))
+    distill.run(run, replace(settings, live=True, name="online"))
+    return weights(run / "students" / "offline"), weights(run / "students" / "online")
+
+
+def test_offline_equals_online_to_the_bit_when_the_teacher_answers_one_view_at_a_time(run):
+    offline, online = both_ways(run, batch=1, epochs=2)
+    assert all(torch.equal(offline[name], online[name]) for name in offline)
+
+
+def test_offline_equals_online_within_rounding_in_batches(run):
+    offline, online = both_ways(run, batch=64, epochs=7, lr=0.02)  # 21 steps
+    assert max((offline[name] - online[name]).abs().max() for name in offline) <= 1e-5
+
+
+# --- temperature ----------------------------------------------------------------------------------------------
+
+
+def test_tempered_by_hand():
+    p = np.array([[0.64, 0.32, 0.04], [1.0, 0.0, 0.0]], np.float32)
+    root = np.sqrt([0.64, 0.32, 0.04])
+    np.testing.assert_allclose(tempered(p, 2.0), [root / root.sum(), [1, 0, 0]], atol=1e-7)
+    assert tempered(p, 1.0) is p
+
+
+def test_temperature_softens_what_the_student_learns(run):
+    faces = faces_of(run)
+    plain = distill.replay(cached(run / "distributions"), 64, DISTILL)
+    soft = distill.with_temperature(plain, 3.0)
+    for epoch in range(2):
+        boxes, flips, targets = soft(epoch)
+        logits = np.log(plain(epoch).targets.astype(float)) / 3
+        by_torch = torch.softmax(torch.from_numpy(logits), 1).numpy()
+        np.testing.assert_allclose(targets, by_torch, atol=2e-6)
+        np.testing.assert_array_equal(boxes, plain(epoch).boxes)
+    assert len(faces) == 60
+
+
+def test_calibration_finds_the_temperature_that_made_the_labels():
+    rng = np.random.default_rng(0)
+    told = make([f"{k}" for k in range(6000)], views=0)
+    meant = tempered(told.canonical, 2.0)
+    drawn = (rng.random((6000, 1)) > meant.cumsum(1)).sum(1).clip(max=2)
+    judged = replace(told, label=drawn, split=np.array(["val"] * 6000, object))
+    found = label.calibrate(judged, "val", Path("x"))
+    logits = torch.from_numpy(judged.canonical.astype(float)).log()
+    by_torch = minimize_scalar(
+        lambda t: torch.nn.functional.cross_entropy(logits / t, torch.from_numpy(drawn)).item(),
+        bounds=(0.05, 20),
+        method="bounded",
+    )
+    assert found["temperature"] == pytest.approx(by_torch.x, rel=1e-3)
+    assert found["temperature"] == pytest.approx(2.0, rel=0.1)
+    assert found["cross_entropy_after"] == pytest.approx(by_torch.fun, abs=1e-6)
+    assert found["ece_after"] < found["ece_before"] / 3
+
+
+def test_calibration_is_noted_and_leaves_the_cache_as_it_is(run):
+    before = cached(run / "distributions")
+    teach.run(run, replace(TEACH, calibrate=True))
+    noted = open_cache(run / "distributions").manifest["facts"]["calibration"]
+    assert (noted["split"], noted["faces"]) == ("val", 12)
+    np.testing.assert_array_equal(cached(run / "distributions").canonical, before.canonical)
+    distill.run(run, replace(DISTILL, calibrated=True, epochs=1, name="calibrated"))
+    facts = json.loads((run / "students" / "calibrated" / MANIFEST).read_text())["facts"]
+    assert facts["temperature"] == noted["temperature"]
+    # the same in one go
+    teach.run(run, replace(TEACH, calibrate=True, cache="again"))
+    assert open_cache(run / "distributions-again").manifest["facts"]["calibration"] == noted
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"calibrated": True}, "has no fitted temperature; run fer teach again with --calibrate"),
+        ({"calibrated": True, "temperature": 2.0}, "--calibrated and --temperature each set the temperature"),
+        ({"temperature": 2.0, "loss": "sll"}, "--temperature is about distributions, --loss sll learns single labels"),
+        ({"live": True, "cache": "x"}, "--live asks the teacher and reads no cache"),
+    ],
+)
+def test_contradictions_are_refused(run, options, sentence):
+    with pytest.raises(FerError, match=sentence):
+        distill.run(run, replace(DISTILL, **options))
