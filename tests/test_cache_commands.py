@@ -85,6 +85,7 @@ def test_a_whole_cache_has_a_line_a_check(cache, tmp_path):
         "ok          rows           60 faces, 2 stored views a face",
         "ok          keys           60 face ids, each once",
         "ok          splits         train 36, val 12, test 12",
+        "ok          pictures       none equal in two splits",
         "ok          distributions  finite, and each sums to 1",
         "ok          labels         60 faces with one; fold -2: 60",
         "ok          accuracy       test 100.0% of 12, train 100.0% of 36, val 100.0% of 12; chance 33.3%",
@@ -157,7 +158,7 @@ def test_everything_that_is_wrong_is_listed(cache):
     again(cache, replace(whole, split=split, image_hash=image_hash, face_id=face_id, label=label, fold=fold))
     assert findings(cache) == [
         "1 face ids that lead out of their source, first ../up.png",
-        "1 pictures (image_hash) in more than one split, first of face face-000.png",
+        "1 equal pictures in more than one split, first of face face-000.png",
         "1 canonical distributions that are not finite, first of face face-002.png",
         "1 canonical distributions with a negative probability, first of face face-004.png",
         "1 canonical distributions that do not sum to 1, first of face face-003.png",
