@@ -119,7 +119,7 @@ function prepareControls() {
   options(at('doubtful'), [['', 'all faces'], ['any', 'doubtful'], ['other', 'not the label'], ['close', 'narrow lead']]);
   at('doubtful-means').textContent =
     `Doubtful: the most probable class is not the label, or it leads the second by less than ${percent(data.margin)} points. ` +
-    'Disagreement is one minus the label’s probability. Of two classes, the smaller share counts. ◆ marks the label.';
+    'Disagreement: one minus the label’s probability. Two classes: the smaller share. ◆ marks the label.';
   at('about').textContent = [
     data.folder,
     `${whole(N)} faces`,

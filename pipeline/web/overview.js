@@ -3,6 +3,8 @@
 const overview = document.getElementById('overview');
 
 function showOverview(chosen) {
+  // on a phone a narrower drawing rather than smaller letters
+  FRAME.width = Math.max(300, Math.min(624, overview.clientWidth - 36));
   const of = [];
   for (let row = 0; row < N; row++) if (chosen === null || split[row] === chosen) of.push(row);
   const labelled = of.filter((row) => label[row] >= 0);
@@ -80,11 +82,6 @@ function heatMap(of) {
     'Mean distribution by label',
     element('table', {class: 'heat', children: [element('thead', {children: [element('tr', {children: head})]}), element('tbody', {children: lines}), element('tfoot', {children: [all]})]}),
   );
-}
-
-// A table that is wider than a phone scrolls by itself, also by keyboard.
-function scrolling(name, table) {
-  return element('div', {class: 'scrolling', tabindex: '0', role: 'region', 'aria-label': name, children: [table]});
 }
 
 // --- charts: x and y are 0 to 1 inside the frame -----------------------------------------------------------------
@@ -192,7 +189,7 @@ function reliability(labelled, {bins, error}) {
   ];
   const ticks = [0, 0.2, 0.4, 0.6, 0.8, 1].map((share) => [share, percent(share)]);
   const picture = chart(`Calibration of ${whole(labelled.length)} labelled faces, expected error ${percent(error, 2)} %`, {
-    xTitle: 'probability of the most probable class, %; grey columns: faces', yTitle: 'right, %', xTicks: ticks, yTicks: ticks, children,
+    xTitle: 'largest probability, % (columns: faces)', yTitle: 'right, %', xTicks: ticks, yTicks: ticks, children,
   });
   const head = ['probability', 'faces', 'said, %', 'right, %'].map((text) => element('th', {scope: 'col', text}));
   const lines = filled.map((bin) => element('tr', {children: [element('th', {scope: 'row', text: range(bin.k)}), ...[whole(bin.faces), percent(bin.confidence / bin.faces, 1), percent(bin.right / bin.faces, 1)].map((text) => element('td', {text}))]}));

@@ -77,6 +77,11 @@ function verdict(row) {
   return {agrees: false, text: `${says} ≠ label ${classes[label[row]]}`};
 }
 
+// A table that is wider than a phone scrolls by itself, also by keyboard.
+function scrolling(name, table) {
+  return element('div', {class: 'scrolling', tabindex: '0', role: 'region', 'aria-label': name, children: [table]});
+}
+
 function options(select, choices) {
   select.replaceChildren(...choices.map(([value, text]) => element('option', {value, text})));
 }
