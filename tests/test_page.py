@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
@@ -295,6 +296,10 @@ def test_wrong_requests_have_a_sentence(told, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_help_says_how_many_pictures():
+    assert f"Faces with a picture in the page ({page.SAMPLE})" in fer("inspect", "--help").stdout
+
+
 def test_what_was_written_is_said(told, tmp_path):
     done = fer("inspect", told[0], "--html", tmp_path / "a.html", "--json")
     size = (tmp_path / "a.html").stat().st_size
@@ -305,8 +310,11 @@ def test_what_was_written_is_said(told, tmp_path):
 
 
 def luminance(colour):
-    """Of #rrggbb, by WCAG 2."""
-    channels = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    """By WCAG 2, of #rrggbb, rgb(r, g, b) or color(srgb r g b)."""
+    if colour.startswith("#"):
+        channels = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    else:
+        channels = np.array([float(n) for n in re.findall(r"[\d.]+", colour)]) / (255 if "rgb(" in colour else 1)
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
@@ -316,8 +324,12 @@ def test_text_stands_out_in_light_and_in_dark():
     light, dark = (dict(re.findall(r"--(\w[\w-]*): (#\w{6});", block)) for block in style.split(":root")[1:3])
     for colours in (light, dark):
         for front, back in [(f, b) for f in ("ink", "quiet", "warn") for b in ("paper", "surface")]:
-            high, low = sorted((luminance(colours[front]), luminance(colours[back])), reverse=True)
-            assert (high + 0.05) / (low + 0.05) >= 4.5, (front, back)
+            assert contrast(luminance(colours[front]), luminance(colours[back])) >= 4.5, (front, back)
+
+
+def contrast(one, other):
+    """Of two luminances, by WCAG 2: 1 to 21."""
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
 
 
 # --- in Chromium
@@ -631,7 +643,7 @@ def test_the_overview_has_the_figures_of_pandas(seen, told):
         judged = p[known].to_numpy()
         right = judged.argmax(1) == mine.label[known]
         error = calibration_error(judged, right.to_numpy())
-        assert seen.one("#ece").text == f"calibration error (ECE, 15 bins) {100 * error:.2f} %"
+        assert seen.one("#ece").text == f"Expected calibration error (ECE, 15 bins): {100 * error:.2f} %"
         assert figures["agree with the label"] == f"{100 * right.mean():.1f} %"
 
         balance = [line.find_elements("css selector", ".value") for line in seen.all(".balance tbody tr")]
@@ -664,6 +676,26 @@ def test_dark_where_people_want_dark(seen):
     look = "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
     assert seen.open(scheme="light").js(look) == ["rgb(246, 246, 243)", "rgb(26, 30, 35)"]
     assert seen.open(scheme="dark").js(look) == ["rgb(18, 21, 25)", "rgb(232, 234, 236)"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_heat_map_can_be_read_at_every_shade(chromium, tmp_path, scheme):
+    cached = big_cache(tmp_path / "distributions", 101, classes=("a", "b"))
+    shares = np.linspace(0, 1, 26)
+    classes = tuple(f"class {k}" for k in range(26))
+    p = np.stack([np.r_[share, np.full(25, (1 - share) / 25)] for share in shares]).astype(np.float32)
+    many = cached.select(np.arange(26))
+    shaded = replace(many, classes=classes, canonical=p, label=np.arange(26), view_distribution=p[:, None])
+    finish_cache(tmp_path / "shades", shaded, {})
+    written(tmp_path / "shades", tmp_path / "a.html")
+    opened = Page(chromium, tmp_path / "a.html").open("#view=overview", scheme=scheme)
+    colours = opened.js(
+        "return [...document.querySelectorAll('.heat tbody td:nth-of-type(1)')].map((cell) =>"
+        " [getComputedStyle(cell).color, getComputedStyle(cell).backgroundColor])"
+    )
+    assert len({back for _, back in colours}) == 26
+    for front, back in colours:
+        assert contrast(luminance(front), luminance(back)) >= 4.5, (front, back)
 
 
 def test_only_the_cards_near_the_window_are_in_the_document(chromium, tmp_path):

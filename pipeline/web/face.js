@@ -102,6 +102,7 @@ function comparison(row) {
     class: 'comparison',
     children: [element('caption', {text: 'Percent by class'}), element('thead', {children: [head]}), element('tbody', {children: lines}), element('tfoot', {children: [last]})],
   });
+  table.style.minWidth = `${8 + 5.6 * columns.length}em`;
   return scrolling('Percent by class', table);
 }
 

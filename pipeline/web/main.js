@@ -193,6 +193,7 @@ function listen() {
   dialog.addEventListener('keydown', (event) => {
     const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
     if (!by || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.target.matches('.scrolling') && event.target.scrollWidth > event.target.clientWidth) return; // its own keys
     const position = shown.order.indexOf(state.face);
     if (position < 0) return;
     event.preventDefault();

@@ -68,7 +68,8 @@ function heatMap(of) {
       const share = mean(these, (row) => canonical[row * C + k]);
       const cell = element('td', {text: percent(share, 1), class: name === other ? 'own' : undefined, title: `${name} → ${other}: ${percent(share, 2)} %`});
       if (Number.isFinite(share)) cell.style.setProperty('--share', `${(100 * share).toFixed(1)}%`);
-      cell.classList.toggle('strong', share > 0.5);
+      cell.classList.toggle('strong', share > 0.53);
+      cell.classList.toggle('full', share > 0.92);
       return cell;
     });
     return element('tr', {children: [element('th', {scope: 'row', children: [name, element('span', {class: 'quiet', text: whole(these.length)})]}), ...cells]});
@@ -128,14 +129,14 @@ function histogram(of) {
   const median = quantile(sorted, 0.5);
   if (of.length) {
     const x = X(median / MOST_NATS);
-    children.push(drawn('line', {class: 'marker', x1: x, x2: x, y1: Y(0), y2: Y(1)}), drawn('text', {class: 'tick', x: x + 5, y: Y(1) + 9, text: `median ${median.toFixed(2)}`}));
+    children.push(drawn('line', {class: 'marker', x1: x, x2: x, y1: Y(0), y2: Y(1)}), drawn('text', {class: 'tick', x: x + 5, y: Y(1) - 6, text: `median ${median.toFixed(2)}`}));
   }
   const xTicks = Array.from({length: 5}, (_, k) => [k / 4, ((MOST_NATS * k) / 4).toFixed(2)]);
   const yTicks = [0, 0.5, 1].map((y) => [y, whole(y * most)]);
   const picture = chart(`Entropy of ${whole(of.length)} faces, median ${median.toFixed(2)} nats`, {xTitle: 'entropy, nats', yTitle: 'faces', xTicks, yTicks, children});
   const shares = [['least', 0], ['5 %', 0.05], ['25 %', 0.25], ['median', 0.5], ['75 %', 0.75], ['95 %', 0.95], ['most', 1]];
   const lines = [
-    element('tr', {children: [element('th', {scope: 'row', text: 'faces below'}), ...shares.map(([text]) => element('th', {scope: 'col', text}))]}),
+    element('tr', {children: [element('th', {scope: 'row', text: 'quantile'}), ...shares.map(([text]) => element('th', {scope: 'col', text}))]}),
     element('tr', {children: [element('th', {scope: 'row', text: 'nats'}), ...shares.map(([, share]) => element('td', {text: quantile(sorted, share).toFixed(3)}))]}),
   ];
   return element('div', {children: [picture, scrolling('Quantiles of the entropy', element('table', {class: 'plain', children: lines}))]});
@@ -185,7 +186,6 @@ function reliability(labelled, {bins, error}) {
       const [cx, cy] = point(bin);
       return drawn('circle', {class: 'point', cx, cy, r: 5, title: `${range(bin.k)}: said ${percent(bin.confidence / bin.faces, 1)} %, right ${percent(bin.right / bin.faces, 1)} % of ${whole(bin.faces)} faces`});
     }),
-    drawn('text', {class: 'tick strong', id: 'ece', x: X(0) + 10, y: Y(1) + 12, text: `calibration error (ECE, ${B} bins) ${percent(error, 2)} %`}),
   ];
   const ticks = [0, 0.2, 0.4, 0.6, 0.8, 1].map((share) => [share, percent(share)]);
   const picture = chart(`Calibration of ${whole(labelled.length)} labelled faces, expected error ${percent(error, 2)} %`, {
@@ -194,5 +194,6 @@ function reliability(labelled, {bins, error}) {
   const head = ['probability', 'faces', 'said, %', 'right, %'].map((text) => element('th', {scope: 'col', text}));
   const lines = filled.map((bin) => element('tr', {children: [element('th', {scope: 'row', text: range(bin.k)}), ...[whole(bin.faces), percent(bin.confidence / bin.faces, 1), percent(bin.right / bin.faces, 1)].map((text) => element('td', {text}))]}));
   const table = element('table', {class: 'plain', children: [element('thead', {children: [element('tr', {children: head})]}), element('tbody', {children: lines})]});
-  return element('div', {children: [picture, element('details', {children: [element('summary', {text: 'The same in numbers'}), scrolling('Calibration in numbers', table)]})]});
+  const summary = element('p', {id: 'ece', text: `Expected calibration error (ECE, ${B} bins): ${percent(error, 2)} %`});
+  return element('div', {children: [summary, picture, element('details', {children: [element('summary', {text: 'The same in numbers'}), scrolling('Calibration in numbers', table)]})]});
 }
