@@ -188,7 +188,7 @@ def evaluate(run: Path, split: str, device: str, names: str | None, as_json: boo
 @click.option("--count", "-n", default=10, help="How many faces --top shows.")
 @click.option("--html", type=PATH, metavar="FILE", help="Write a page about all distributions, to open in a browser.")
 @click.option("--sample", type=int, metavar="N", help="Faces with a picture in the page (1200); 0 for none.")
-@click.option("--student", multiple=True, metavar="NAME", help="Ask this student for the page (may be repeated); all.")
+@click.option("--student", multiple=True, metavar="NAME", help="Student asked for the page (repeatable); all if none.")
 @click.option("--no-students", is_flag=True, help="Ask no student for the page.")
 @JSON
 def inspect(

@@ -68,7 +68,7 @@ function voices(row) {
   const found = [];
   const counts = votesOf(row);
   const total = counts && counts.reduce((sum, count) => sum + count, 0);
-  if (total > 0) found.push({name: 'people', detail: Math.abs(total - 1) < 0.005 ? '1 vote' : `${+total.toFixed(2)} votes`, kind: 'votes', p: counts.map((count) => count / total), counts});
+  if (total > 0) found.push({name: 'people', detail: !counts.every(Number.isInteger) ? 'shares' : total === 1 ? '1 vote' : `${total} votes`, kind: 'votes', p: counts.map((count) => count / total), counts});
   found.push({name: data.source === 'teacher' || !data.source ? 'teacher' : data.source, detail: 'whole face', kind: 'teacher', p: Array.from(distributionOf(row))});
   const place = placeOf[row];
   if (place >= 0) for (const s of students) found.push({name: s.name, detail: 'student', kind: 'student', p: sharesAt(s.distribution, place)});

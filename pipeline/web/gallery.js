@@ -1,7 +1,7 @@
 // The gallery: only the cards near the window are in the document, so that 30,000 faces scroll like thirty.
 
 const gallery = document.getElementById('gallery');
-const CARD = 292; // least width in pixels
+const CARD = 320; // least width in pixels
 const GAP = 14;
 const AHEAD = 2; // rows above and below the window
 const TALLEST = 12e6; // pixels; browsers cut off what is much taller

@@ -118,8 +118,8 @@ function prepareControls() {
   options(at('fold'), [['all', 'all'], ...data.folds.map((f) => [String(f.fold), foldName(f.fold)])]);
   options(at('doubtful'), [['', 'all faces'], ['any', 'doubtful'], ['other', 'not the label'], ['close', 'narrow lead']]);
   at('doubtful-means').textContent =
-    `Doubtful: the most probable class is not the label, or it leads the second by less than ${percent(data.margin)} points. ` +
-    'Disagreement: one minus the label’s probability. Two classes: the smaller share. ◆ marks the label.';
+    `Doubtful: the most probable class is not the label, or leads by less than ${percent(data.margin)} points. ` +
+    'Disagreement: one minus the label’s probability. ◆ marks the label.';
   at('about').textContent = [
     data.folder,
     `${whole(N)} faces`,

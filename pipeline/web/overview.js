@@ -68,7 +68,7 @@ function heatMap(of) {
       const share = mean(these, (row) => canonical[row * C + k]);
       const cell = element('td', {text: percent(share, 1), class: name === other ? 'own' : undefined, title: `${name} → ${other}: ${percent(share, 2)} %`});
       if (Number.isFinite(share)) cell.style.setProperty('--share', `${(100 * share).toFixed(1)}%`);
-      cell.classList.toggle('strong', share > 0.55);
+      cell.classList.toggle('strong', share > 0.58);
       cell.classList.toggle('full', share > 0.92);
       return cell;
     });
