@@ -2,7 +2,12 @@
 // Rows are numbered as in the cache. All probabilities are 0 to 1, entropies are in nats.
 
 const ARRAYS = {
-  uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array, int16: Int16Array, int32: Int32Array, float32: Float32Array,
+  uint8: Uint8Array,
+  int8: Int8Array,
+  uint16: Uint16Array,
+  int16: Int16Array,
+  int32: Int32Array,
+  float32: Float32Array,
 };
 
 function unpacked(array) {
@@ -31,7 +36,9 @@ const viewDistribution = unpacked(data.view_distribution); // (M, V, C), of 6553
 const students = data.students.map((s) => ({name: s.name, distribution: unpacked(s.distribution)})); // (M, C), of 65535
 
 const placeOf = new Int32Array(N).fill(-1); // of a row among the M
-rows.forEach((row, place) => { placeOf[row] = place; });
+rows.forEach((row, place) => {
+  placeOf[row] = place;
+});
 
 const nats = new Float64Array(N);
 const top1 = new Int16Array(N);

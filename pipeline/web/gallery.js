@@ -6,14 +6,24 @@ const GAP = 14;
 const AHEAD = 2; // rows above and below the window
 const TALLEST = 12e6; // pixels; browsers cut off what is much taller
 
-const shown = {order: new Uint32Array(0), columns: 1, width: CARD, height: 150, limit: 0, active: 0, cards: new Map(), spare: []};
+const shown = {
+  order: new Uint32Array(0),
+  columns: 1,
+  width: CARD,
+  height: 150,
+  limit: 0,
+  active: 0,
+  cards: new Map(),
+  spare: [],
+};
 
 function sortKeys({sort, a, b}) {
   if (sort === 'entropy') return nats;
   if (sort === 'disagreement') return disagreement;
   if (sort === 'margin') return lead;
   if (sort === 'class') return Float64Array.from({length: N}, (_, row) => canonical[row * C + a]);
-  if (sort === 'pair') return Float64Array.from({length: N}, (_, row) => Math.min(canonical[row * C + a], canonical[row * C + b]));
+  if (sort === 'pair')
+    return Float64Array.from({length: N}, (_, row) => Math.min(canonical[row * C + a], canonical[row * C + b]));
   return Float64Array.from({length: N}, (_, row) => -row); // as stored: the first is the highest
 }
 
@@ -67,7 +77,11 @@ function card() {
   const button = element('button', {
     type: 'button',
     class: 'card',
-    children: [element('span', {class: 'frame', children: [picture, missing]}), distribution.list, element('span', {class: 'caption', children: [says, id]})],
+    children: [
+      element('span', {class: 'frame', children: [picture, missing]}),
+      distribution.list,
+      element('span', {class: 'caption', children: [says, id]}),
+    ],
   });
   const item = element('li', {children: [button]});
   return {item, button, picture, missing, distribution, says, id};
@@ -168,8 +182,14 @@ function activate(position, focus = true) {
 function moveByKey(event) {
   const page = Math.max(1, Math.floor(window.innerHeight / (shown.height + GAP)) - 1) * shown.columns;
   const steps = {
-    ArrowLeft: -1, ArrowRight: 1, ArrowUp: -shown.columns, ArrowDown: shown.columns, PageUp: -page, PageDown: page,
-    Home: -Infinity, End: Infinity,
+    ArrowLeft: -1,
+    ArrowRight: 1,
+    ArrowUp: -shown.columns,
+    ArrowDown: shown.columns,
+    PageUp: -page,
+    PageDown: page,
+    Home: -Infinity,
+    End: Infinity,
   };
   const step = steps[event.key];
   if (step === undefined || event.altKey || event.ctrlKey || event.metaKey) return;

@@ -1,7 +1,21 @@
 // What is shown is one state; it is in the address, so that a view can be shared and the Back key works.
 
 const at = (id) => document.getElementById(id);
-const START = {view: 'gallery', sort: 'entropy', a: 0, b: Math.min(1, C - 1), dir: 'desc', split: null, label: null, top: null, fold: null, doubtful: '', pictured: false, q: '', face: null};
+const START = {
+  view: 'gallery',
+  sort: 'entropy',
+  a: 0,
+  b: Math.min(1, C - 1),
+  dir: 'desc',
+  split: null,
+  label: null,
+  top: null,
+  fold: null,
+  doubtful: '',
+  pictured: false,
+  q: '',
+  face: null,
+};
 let state = {...START};
 
 // --- the address --------------------------------------------------------------------------------------------------
@@ -29,7 +43,8 @@ function toHash(s) {
 function fromHash(hash) {
   const words = new URLSearchParams(hash.replace(/^#/, ''));
   const oneOf = (key, known) => (known.includes(words.get(key)) ? words.get(key) : START[key]);
-  const placed = (key, names, otherwise) => (words.has(key) && names.includes(words.get(key)) ? names.indexOf(words.get(key)) : otherwise);
+  const placed = (key, names, otherwise) =>
+    words.has(key) && names.includes(words.get(key)) ? names.indexOf(words.get(key)) : otherwise;
   const folds = data.folds.map((f) => String(f.fold));
   return {
     view: oneOf('view', ['gallery', 'overview']),
@@ -74,8 +89,12 @@ function show() {
   if (changed('sort', 'a', 'b', 'dir', 'split', 'label', 'top', 'fold', 'doubtful', 'pictured', 'q')) {
     showOrder(orderOf(state));
     const pictured = shown.order.reduce((sum, row) => sum + (hasPicture(row) ? 1 : 0), 0);
-    const cut = shown.limit && shown.limit < shown.order.length ? `; the first ${whole(shown.limit)} are listed, filters show others` : '';
-    at('count').textContent = `${whole(shown.order.length)} of ${whole(N)} faces, ${whole(pictured)} with a picture${cut}`;
+    const cut =
+      shown.limit && shown.limit < shown.order.length
+        ? `; the first ${whole(shown.limit)} are listed, filters show others`
+        : '';
+    at('count').textContent =
+      `${whole(shown.order.length)} of ${whole(N)} faces, ${whole(pictured)} with a picture${cut}`;
     at('nothing').hidden = shown.order.length > 0;
   } else if (state.view === 'gallery' && changed('view')) layOut();
   if (state.view === 'overview' && changed('view', 'split')) showOverview(state.split);
@@ -95,7 +114,8 @@ function fillControls() {
   at('overview-split').value = state.split ?? 'all';
   at('doubtful').value = state.doubtful;
   at('pictured').checked = state.pictured;
-  const filters = ['split', 'label', 'top', 'fold'].filter((key) => state[key] !== null).length + (state.doubtful ? 1 : 0);
+  const filters =
+    ['split', 'label', 'top', 'fold'].filter((key) => state[key] !== null).length + (state.doubtful ? 1 : 0);
   at('more').textContent = filters ? `Filters (${filters})` : 'Filters';
   if (at('search').value !== state.q) at('search').value = state.q;
 }
@@ -104,9 +124,19 @@ function fillControls() {
 
 function prepareControls() {
   const names = classes.map((name, k) => [String(k), name]);
-  const general = [['entropy', 'entropy'], ['disagreement', 'disagreement with the label'], ['margin', 'lead of the most probable'], ['stored', 'order in the cache']];
+  const general = [
+    ['entropy', 'entropy'],
+    ['disagreement', 'disagreement with the label'],
+    ['margin', 'lead of the most probable'],
+    ['stored', 'order in the cache'],
+  ];
   options(at('sort'), general);
-  at('sort').append(element('optgroup', {label: 'probability of', children: names.map(([k, text]) => element('option', {value: `class ${k}`, text}))}));
+  at('sort').append(
+    element('optgroup', {
+      label: 'probability of',
+      children: names.map(([k, text]) => element('option', {value: `class ${k}`, text})),
+    }),
+  );
   at('sort').append(element('option', {value: 'pair', text: 'two classes …'}));
   options(at('pair-a'), names);
   options(at('pair-b'), names);
@@ -116,7 +146,12 @@ function prepareControls() {
   options(at('label'), [['all', 'all'], ...names, ...(label.includes(-1) ? [['-1', 'no label']] : [])]);
   options(at('top'), [['all', 'all'], ...names]);
   options(at('fold'), [['all', 'all'], ...data.folds.map((f) => [String(f.fold), foldName(f.fold)])]);
-  options(at('doubtful'), [['', 'all faces'], ['any', 'doubtful'], ['other', 'not the label'], ['close', 'narrow lead']]);
+  options(at('doubtful'), [
+    ['', 'all faces'],
+    ['any', 'doubtful'],
+    ['other', 'not the label'],
+    ['close', 'narrow lead'],
+  ]);
   at('doubtful-means').textContent =
     `Doubtful: the most probable class is not the label, or leads by less than ${percent(data.margin)} points. ` +
     'Disagreement: one minus the label’s probability. ◆ marks the label.';
@@ -127,7 +162,9 @@ function prepareControls() {
     V ? `${V} views beside the whole face` : 'no stored views',
     data.source ? `from ${data.source}` : '',
     `manifest ${data.digest}`,
-  ].filter(Boolean).join(' · ');
+  ]
+    .filter(Boolean)
+    .join(' · ');
   document.title = `${data.folder}: label distributions`;
 
   at('sort').addEventListener('change', (event) => {
@@ -141,9 +178,13 @@ function prepareControls() {
   at('pair-b').addEventListener('change', (event) => change({b: Number(event.target.value)}));
   at('direction').addEventListener('change', (event) => change({dir: event.target.value}));
   for (const key of ['split', 'label', 'top', 'fold']) {
-    at(key).addEventListener('change', (event) => change({[key]: event.target.value === 'all' ? null : Number(event.target.value)}));
+    at(key).addEventListener('change', (event) =>
+      change({[key]: event.target.value === 'all' ? null : Number(event.target.value)}),
+    );
   }
-  at('overview-split').addEventListener('change', (event) => change({split: event.target.value === 'all' ? null : Number(event.target.value)}));
+  at('overview-split').addEventListener('change', (event) =>
+    change({split: event.target.value === 'all' ? null : Number(event.target.value)}),
+  );
   at('doubtful').addEventListener('change', (event) => change({doubtful: event.target.value}));
   at('pictured').addEventListener('change', (event) => change({pictured: event.target.checked}));
   at('search').addEventListener('input', (event) => change({q: event.target.value}));
@@ -152,14 +193,16 @@ function prepareControls() {
     at('more').setAttribute('aria-expanded', String(open));
   });
   at('reset').addEventListener('click', () => change({...START, view: state.view}));
-  for (const form of [at('controls'), at('overview-controls')]) form.addEventListener('submit', (event) => event.preventDefault());
+  for (const form of [at('controls'), at('overview-controls')])
+    form.addEventListener('submit', (event) => event.preventDefault());
   at('search').addEventListener('keydown', (event) => {
     if (event.key === 'Enter' || event.key === 'ArrowDown') {
       event.preventDefault();
       activate(shown.active);
     }
   });
-  for (const view of ['gallery', 'overview']) at(`show-${view}`).addEventListener('click', () => change({view}, {push: true}));
+  for (const view of ['gallery', 'overview'])
+    at(`show-${view}`).addEventListener('click', () => change({view}, {push: true}));
   at('skip').addEventListener('click', () => {
     if (state.view !== 'gallery') change({view: 'gallery'}, {push: true});
     activate(shown.active);
@@ -193,7 +236,8 @@ function listen() {
   dialog.addEventListener('keydown', (event) => {
     const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
     if (!by || event.altKey || event.ctrlKey || event.metaKey) return;
-    if (event.target.matches('.scrolling') && event.target.scrollWidth > event.target.clientWidth) return; // its own keys
+    // a table that scrolls sideways has these keys for itself
+    if (event.target.matches('.scrolling') && event.target.scrollWidth > event.target.clientWidth) return;
     const position = shown.order.indexOf(state.face);
     if (position < 0) return;
     event.preventDefault();
@@ -213,14 +257,18 @@ function listen() {
     });
   }
   let waiting = false;
-  window.addEventListener('scroll', () => {
-    if (waiting) return;
-    waiting = true;
-    requestAnimationFrame(() => {
-      waiting = false;
-      if (state.view === 'gallery') renderCards();
-    });
-  }, {passive: true});
+  window.addEventListener(
+    'scroll',
+    () => {
+      if (waiting) return;
+      waiting = true;
+      requestAnimationFrame(() => {
+        waiting = false;
+        if (state.view === 'gallery') renderCards();
+      });
+    },
+    {passive: true},
+  );
   let width = gallery.clientWidth;
   new ResizeObserver(() => {
     if (gallery.clientWidth === width) return;

@@ -37,7 +37,10 @@ function bars() {
     const name = element('span', {class: 'name'});
     const fill = element('span', {class: 'fill'});
     const value = element('span', {class: 'value'});
-    const line = element('div', {class: 'bar', children: [name, element('span', {class: 'track', children: [fill]}), value]});
+    const line = element('div', {
+      class: 'bar',
+      children: [name, element('span', {class: 'track', children: [fill]}), value],
+    });
     return {line, name, fill, value};
   });
   const list = element('div', {class: 'bars', role: 'img', children: lines.map((each) => each.line)});
@@ -66,7 +69,10 @@ function bars() {
 // A distribution in words, the largest shares first.
 function told(p) {
   const order = classes.map((_, k) => k).sort((a, b) => p[b] - p[a] || a - b);
-  return order.slice(0, 4).map((k) => `${classes[k]} ${percent(p[k])} %`).join(', ');
+  return order
+    .slice(0, 4)
+    .map((k) => `${classes[k]} ${percent(p[k])} %`)
+    .join(', ');
 }
 
 // How a face's most probable class stands to its label.
