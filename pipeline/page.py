@@ -27,7 +27,7 @@ from efficientface import FerError
 from efficientface.cache.distributions import Distributions
 from efficientface.cache.summary import entropy
 from efficientface.data.faces import Faces, read_faces, read_table
-from efficientface.pipeline.artifact import data_files, is_finished, read_manifest, reference_to, write_text
+from efficientface.pipeline.artifact import data_files, is_finished, read_manifest, write_text
 from efficientface.pipeline.inspect import fold_meaning, in_order, kind_of, read_cached
 from efficientface.pipeline.inspect_tables import bytes_text
 from efficientface.pipeline.metrics import BINS
@@ -67,27 +67,30 @@ def run(
     cached = read_cached(folder, manifest, views=True)
     rows = sample_rows(cached, sample)
     data = numbers(folder, manifest, cached)
-    faces, crop = faces_about(folder, manifest, cached, rows)
-    votes = None
-    if faces is not None:
+    home = faces_home(folder, manifest)
+    votes, side, answers = None, 0, {}
+    pictures: list[str] = []
+    crop = extent(cached)
+    if home is not None:
+        crop = int(read_manifest(home, "faces")["settings"]["crop"])
+        faces = faces_about(home, cached, rows)
         votes = faces.votes if np.isfinite(faces.votes).any() else None
         rows = rows[faces.usable[rows]]
         faces = faces.select(rows)
-    asked = student_answers(folder.parent, folder, faces, crop, students, device) if faces is not None else {}
-    if students and faces is None:
-        raise FerError(f"{printable(folder)} has no faces/ beside it to ask students about; leave --student out")
+        side, pictures = encode(faces)
+        answers = student_answers(folder.parent, home, faces, crop, students, device)
+    elif students:
+        raise FerError(f"the faces that {printable(folder)} was made from are not there to ask about; omit --student")
     boxed = cached.select(rows)
-    sides, pictures = encode(faces) if faces is not None else (0, [])
     data |= {
-        "crop": crop or extent(cached),
-        "side": sides,
+        "crop": crop,
         "rows": packed(rows.astype(np.int32)),
         "pictures": pictures,
         "view_box": packed(boxed.view_box),
         "view_flip": packed(boxed.view_flip.astype(np.uint8)),
         "view_distribution": packed(shares(boxed.view_distribution)),
         "votes": packed(smallest(votes)) if votes is not None else None,
-        "students": [{"name": name, "distribution": packed(shares(p))} for name, p in asked.items()],
+        "students": [{"name": name, "distribution": packed(shares(p))} for name, p in answers.items()],
     }
     text = page(data)
     write_text(html, text)
@@ -97,8 +100,8 @@ def run(
         "html": str(html),
         "faces": len(cached),
         "pictures": len(pictures),
-        "side": sides,
-        "students": list(asked),
+        "side": side,
+        "students": list(answers),
         "bytes": len(text.encode()),
     }
 
@@ -190,7 +193,8 @@ def numbers(folder: Path, manifest: dict[str, Any], cached: Distributions) -> di
     place = {name: k for k, name in enumerate(splits)}
     folds = sorted(set(cached.fold.tolist()))
     return {
-        "folder": str(folder),
+        # no more of the path: the page is made to be passed on
+        "folder": "/".join(folder.resolve().parts[-2:]),
         "digest": digest_of(folder)[:12],
         "source": str(manifest["facts"].get("source", "")),
         "classes": list(cached.classes),
@@ -208,18 +212,20 @@ def numbers(folder: Path, manifest: dict[str, Any], cached: Distributions) -> di
     }
 
 
-def faces_about(
-    folder: Path, manifest: dict[str, Any], cached: Distributions, rows: np.ndarray
-) -> tuple[Faces | None, int]:
-    """All cached faces, with the pictures of those at `rows`, and the pictures' pixels a side; None if not there.
-
-    A face of which faces/ has another picture than the one that was asked about, or none, is not usable.
-    """
+def faces_home(folder: Path, manifest: dict[str, Any]) -> Path | None:
+    """The folder of the faces that a cache was made from, None if it is not there."""
     source = {entry["name"]: entry for entry in sources_of(folder, manifest)}.get("faces")
     if source is None or source["state"] == "not there":
         log.warning("no pictures and no votes: the faces that %s was made from are not there", printable(folder))
-        return None, 0
-    home = Path(source["path"])
+        return None
+    return Path(source["path"])
+
+
+def faces_about(home: Path, cached: Distributions, rows: np.ndarray) -> Faces:
+    """All cached faces with the votes about them, and the pictures of those at `rows`.
+
+    A face of which faces/ has another picture than the one that was asked about, or none, is not usable.
+    """
     made = read_manifest(home, "faces")
     files = data_files(home, made)
     known = read_faces(files, images=False)
@@ -242,7 +248,7 @@ def faces_about(
             part = read_table(file).select(["face_id", "image"]).filter(here)
             found |= {row["face_id"]: row["image"]["bytes"] for row in part.to_pylist()}
     images = [found.get(name) for name in cached.face_id.tolist()]
-    faces = Faces(
+    return Faces(
         classes=cached.classes,
         face_id=cached.face_id,
         image_hash=cached.image_hash,
@@ -253,7 +259,6 @@ def faces_about(
         usable=same,
         images=pa.chunked_array([pa.array(images, pa.binary())]),
     )
-    return faces, int(made["settings"]["crop"])
 
 
 def encode(faces: Faces) -> tuple[int, list[str]]:
@@ -280,9 +285,9 @@ def encode(faces: Faces) -> tuple[int, list[str]]:
 
 
 def student_answers(
-    run: Path, cache: Path, faces: Faces, crop: int, names: Sequence[str] | None, device: str
+    run: Path, home: Path, faces: Faces, crop: int, names: Sequence[str] | None, device: str
 ) -> dict[str, np.ndarray]:
-    """What students of the run say about whole faces: (M, C) by name. torch is imported only if there are any."""
+    """What students of the run say about whole faces of `home`: (M, C) by name. Imports torch if there are any."""
     there = [name for name in subfolders(run / "students") if is_finished(run / "students" / name)]
     for name in names or ():
         if name not in there:
@@ -300,10 +305,8 @@ def student_answers(
         folder = run / "students" / name
         try:
             made_from = read_manifest(folder, "student")["made_from"].get("faces")
-            if made_from and made_from["manifest"] != reference_to(run / "faces", folder)["manifest"]:
-                raise FerError(
-                    f"{printable(folder)} was made from other faces than {printable(run / 'faces')} holds now"
-                )
+            if made_from and made_from["manifest"] != digest_of(home):
+                raise FerError(f"{printable(folder)} was made from other faces than {printable(home)} holds now")
             answers[name], _ = ask(folder, "student", faces, crop, device, 64)
         except FerError as error:
             if names is not None:

@@ -270,6 +270,25 @@ def test_a_picture_that_is_another_now_is_not_shown(told, tmp_path, caplog):
     assert f"60 of 60 faces have another picture in {run}/faces now, or none; they are shown without" in caplog.text
 
 
+def test_a_student_of_other_faces_is_not_asked(told, tmp_path, caplog):
+    run = tmp_path / "run"
+    shutil.copytree(told[0], run)
+    shutil.rmtree(run / "faces")
+    write_faces(run, count=45, seed=1)
+    write_cache(run / "distributions-new", run / "faces")
+    data = data_of(written(run / "distributions-new", tmp_path / "a.html"))
+    assert (data["students"], len(data["pictures"])) == ([], 45)
+    sentence = f"{run}/students/small was made from other faces than {run}/faces holds now"
+    assert f"student small is left out: {sentence}" in caplog.text
+    done = fer("inspect", run / "distributions-new", "--html", tmp_path / "b.html", "--student", "small")
+    assert (done.exit_code, done.stderr) == (1, f"Error: {sentence}\n")
+
+
+def test_only_the_end_of_the_path_is_passed_on(told):
+    assert data_of(told[2])["folder"] == "run/distributions"
+    assert str(told[0]) not in told[2]
+
+
 def test_wrong_requests_have_a_sentence(told, tmp_path):
     run, cache, html = told[0], told[0] / "distributions", tmp_path / "a.html"
     sentences = {
