@@ -203,16 +203,43 @@ def evaluate(run: Path, split: str, device: str, names: str | None, as_json: boo
 @click.option("--face", metavar="ID", help="One face as bars.")
 @click.option("--top", type=click.Choice(["ambiguous", "disagreeing"]), help="The faces that are most so.")
 @click.option("--count", "-n", default=10, help="How many faces --top shows.")
+@click.option("--html", type=PATH, metavar="FILE", help="Write a page about all distributions, to open in a browser.")
+@click.option("--sample", type=int, metavar="N", help="Faces with a picture in the page (1200); 0 for none.")
+@click.option("--student", multiple=True, metavar="NAME", help="Student asked for the page (repeatable); all if none.")
+@click.option("--no-students", is_flag=True, help="Ask no student for the page.")
 @JSON
-def inspect(path: Path, face: str | None, top: str | None, count: int, as_json: bool) -> None:
+def inspect(
+    path: Path,
+    face: str | None,
+    top: str | None,
+    count: int,
+    html: Path | None,
+    sample: int | None,
+    student: tuple[str, ...],
+    no_students: bool,
+    as_json: bool,
+) -> None:
     """Look into an artifact: a folder of faces, distributions, a teacher or a student.
 
     \b
     Example:
         fer inspect runs/first/distributions --top ambiguous
+        fer inspect runs/first --html faces.html
     """
     from efficientface.pipeline import inspect as stage
 
+    if html is not None:
+        from efficientface.pipeline import page
+
+        if face is not None or top is not None:
+            raise FerError("--html shows all faces; leave --face and --top out")
+        if student and no_students:
+            raise FerError("--student and --no-students contradict each other; give one of them")
+        students = list(student) or ([] if no_students else None)
+        _print(page.run(path, html, page.SAMPLE if sample is None else sample, students), as_json, page.tables)
+        return
+    if sample is not None or student or no_students:
+        raise FerError("--sample, --student and --no-students are about the page; give --html FILE as well")
     _print(stage.run(path, face=face, top=top, count=count), as_json, stage.tables)
 
 

@@ -11,13 +11,14 @@ def main(wheel: str) -> None:
     root = Path(__file__).parent.parent
     expected = {"efficientface/__init__.py", "efficientface/cli.py", "efficientface/py.typed"}
     expected |= {f"efficientface/{part}/{path.name}" for part in PARTS for path in (root / part).glob("*.py")}
+    expected |= {f"efficientface/pipeline/web/{path.name}" for path in (root / "pipeline" / "web").iterdir()}
     names = zipfile.ZipFile(wheel).namelist()
     held = {name for name in names if ".dist-info/" not in name}
     if held != expected:
         sys.exit(f"{wheel}: not expected {sorted(held - expected)}, missing {sorted(expected - held)}")
     if not any(name.endswith("licenses/LICENSE") for name in names):
         sys.exit(f"{wheel}: no licence")
-    print(f"{wheel}: {len(held)} modules and nothing else")
+    print(f"{wheel}: {len(held)} files and nothing else")
 
 
 if __name__ == "__main__":
