@@ -64,8 +64,12 @@ def training_settings(config: type[TrainConfig]) -> Callable[[Command], Command]
     return decorate
 
 
-CSV = click.option("--csv", "as_csv", is_flag=True, help="Print the faces as CSV.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+def output_options(command: Command) -> Command:
+    """--json and --csv of the commands that look into things."""
+    return click.option("--csv", "as_csv", is_flag=True, help="Print the main table as CSV.")(JSON(command))
 
 
 @click.group(cls=FerGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -184,8 +188,8 @@ def distill(run: Path, as_json: bool, **options: Any) -> None:
 @click.option("--split", default="test", help="Split whose labelled faces are judged.")
 @click.option("--device", default="cpu", help="Where to compute.")
 @click.option("--names", help="Only these models, with commas: teacher, or students by name.")
-@JSON
-def evaluate(run: Path, split: str, device: str, names: str | None, as_json: bool) -> None:
+@output_options
+def evaluate(run: Path, split: str, device: str, names: str | None, as_csv: bool, as_json: bool) -> None:
     """Judge the teacher and every student of RUN on one split, by labels and by distributions.
 
     \b
@@ -195,7 +199,8 @@ def evaluate(run: Path, split: str, device: str, names: str | None, as_json: boo
     from efficientface.pipeline import evaluate as stage
 
     chosen = [name.strip() for name in names.split(",")] if names else None
-    _print(stage.run(run, split, device=device, names=chosen), as_json, stage.tables)
+    result = stage.run(run, split, device=device, names=chosen)
+    _print(result, as_json, stage.tables, stage.rows(result) if as_csv else None)
 
 
 @cli.command()
@@ -207,7 +212,7 @@ def evaluate(run: Path, split: str, device: str, names: str | None, as_json: boo
 @click.option("--sample", type=int, metavar="N", help="Faces with a picture in the page (1200); 0 for none.")
 @click.option("--student", multiple=True, metavar="NAME", help="Student asked for the page (repeatable); all if none.")
 @click.option("--no-students", is_flag=True, help="Ask no student for the page.")
-@JSON
+@output_options
 def inspect(
     path: Path,
     face: str | None,
@@ -217,6 +222,7 @@ def inspect(
     sample: int | None,
     student: tuple[str, ...],
     no_students: bool,
+    as_csv: bool,
     as_json: bool,
 ) -> None:
     """Look into an artifact: a folder of faces, distributions, a teacher or a student.
@@ -236,11 +242,13 @@ def inspect(
         if student and no_students:
             raise FerError("--student and --no-students contradict each other; give one of them")
         students = list(student) or ([] if no_students else None)
-        _print(page.run(path, html, page.SAMPLE if sample is None else sample, students), as_json, page.tables)
+        result = page.run(path, html, page.SAMPLE if sample is None else sample, students)
+        _print(result, as_json, page.tables, [result] if as_csv else None)
         return
     if sample is not None or student or no_students:
         raise FerError("--sample, --student and --no-students are about the page; give --html FILE as well")
-    _print(stage.run(path, face=face, top=top, count=count), as_json, stage.tables)
+    result = stage.run(path, face=face, top=top, count=count)
+    _print(result, as_json, stage.tables, stage.rows(result) if as_csv else None)
 
 
 @cli.group("cache")
@@ -268,9 +276,9 @@ def convert(source: Path, target: Path, as_json: bool) -> None:
 @click.argument("path", type=PATH)
 @click.option("--teacher", type=PATH, help="The teacher that made it: asked again about some views.")
 @click.option("--sample", default=100, help="How many random views the teacher is asked about.")
-@JSON
+@output_options
 @click.pass_context
-def verify(ctx: click.Context, path: Path, teacher: Path | None, sample: int, as_json: bool) -> None:
+def verify(ctx: click.Context, path: Path, teacher: Path | None, sample: int, as_csv: bool, as_json: bool) -> None:
     """Check a cache: every byte, every number, and the faces it is about if they are there. Status 1 if not all right.
 
     \b
@@ -280,7 +288,7 @@ def verify(ctx: click.Context, path: Path, teacher: Path | None, sample: int, as
     from efficientface.pipeline import verify as stage
 
     result = stage.verify(path, teacher, sample)
-    _print(result, as_json, stage.tables)
+    _print(result, as_json, stage.tables, result["checks"] if as_csv else None)
     if not result["ok"]:
         ctx.exit(1)
 
@@ -289,8 +297,7 @@ def verify(ctx: click.Context, path: Path, teacher: Path | None, sample: int, as
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @click.option("--top", default=10, help="How many of the faces that moved most.")
-@CSV
-@JSON
+@output_options
 def diff(a: Path, b: Path, top: int, as_csv: bool, as_json: bool) -> None:
     """Compare two caches of the same faces: divergence, agreement, class by class, and the faces that moved most.
 
@@ -307,8 +314,7 @@ def diff(a: Path, b: Path, top: int, as_csv: bool, as_json: bool) -> None:
 @cache_group.command()
 @click.argument("path", type=PATH)
 @click.option("--top", default=20, help="How many faces of each kind.")
-@CSV
-@JSON
+@output_options
 def issues(path: Path, top: int, as_csv: bool, as_json: bool) -> None:
     """Name likely label errors and ambiguous faces, by teachers that had not seen them (needs cleanlab).
 
@@ -326,8 +332,8 @@ def issues(path: Path, top: int, as_csv: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run", type=PATH)
-@JSON
-def status(run: Path, as_json: bool) -> None:
+@output_options
+def status(run: Path, as_csv: bool, as_json: bool) -> None:
     """Say which stages of RUN are done, stale or missing, and the next command.
 
     \b
@@ -336,7 +342,8 @@ def status(run: Path, as_json: bool) -> None:
     """
     from efficientface.pipeline import status as stage
 
-    _print(stage.status(run), as_json, stage.status_tables)
+    result = stage.status(run)
+    _print(result, as_json, stage.status_tables, result["stages"] if as_csv else None)
 
 
 @cli.command()
@@ -380,9 +387,13 @@ def _print(
     if csv_rows is not None:
         if as_json:
             raise FerError("--json and --csv ask for two things; give one of them")
-        writer = csv.DictWriter(sys.stdout, list(csv_rows[0]) if csv_rows else [], lineterminator="\n")
+        from efficientface.pipeline.show import flat
+
+        rows = [flat(row) for row in csv_rows]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(csv_rows)
+        writer.writerows(rows)
         return
     if as_json:
         click.echo(json.dumps(result, indent=1, ensure_ascii=False))

@@ -128,6 +128,11 @@ def _check_origin(folder: Path, manifest: dict[str, Any], inputs: Inputs) -> str
     return manifest["facts"].get("chosen_on")
 
 
+def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a model, for CSV."""
+    return [{"split": result["split"], "model": name, **model} for name, model in result["models"].items()]
+
+
 def tables(result: dict[str, Any]) -> list[Table]:
     """The models side by side, then each one's classes and confusion matrix."""
     models = result["models"].items()

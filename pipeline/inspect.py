@@ -37,7 +37,7 @@ from efficientface.pipeline.status import (
     subfolders,
 )
 
-__all__ = ["face_tables", "run", "some_faces", "tables"]
+__all__ = ["face_tables", "rows", "run", "some_faces", "tables"]
 
 # As in checkpoint.py, which imports torch.
 WEIGHTS = "model.safetensors"
@@ -85,6 +85,24 @@ def run(path: Path, face: str | None = None, top: str | None = None, count: int 
     }
     inside = {"faces": inspect_faces, "distributions": inspect_distributions}.get(kind, inspect_model)
     return plain({**about, **inside(path, manifest)})
+
+
+def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The main table of what `run` returned, for CSV: stages, faces, views, labels or epochs."""
+    kind = result["kind"]
+    if kind == "run":
+        return result["stages"]
+    if kind == "top":
+        return result["faces"]
+    if kind == "face":
+        whole = {name: value for name, value in result.items() if name not in ("kind", "path", "classes", "views")}
+        return [whole, *({"face_id": result["face_id"], **view} for view in result.get("views", []))]
+    if kind in ("faces", "distributions"):
+        return [
+            {**row, "mean": dict(zip(result["classes"], row["mean"], strict=True))} if "mean" in row else row
+            for row in result["labels"]
+        ]
+    return [{"epoch": epoch, "val_accuracy": value} for epoch, value in enumerate(result["val_accuracy"])]
 
 
 def kind_of(path: Path) -> str:

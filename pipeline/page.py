@@ -255,6 +255,7 @@ def faces_about(home: Path, cached: Distributions, rows: np.ndarray) -> Faces:
         split=cached.split,
         label=cached.label,
         votes=np.where(same[:, None], votes, np.nan),
+        group=known.group[place],
         status=np.full(len(cached), "found", object),
         usable=same,
         images=pa.chunked_array([pa.array(images, pa.binary())]),

@@ -1,5 +1,6 @@
 """Results as tables for a terminal."""
 
+import json
 from typing import Any
 
 from rich.table import Table
@@ -39,3 +40,14 @@ def facts(result: dict[str, Any], title: str | None = None) -> list[Table]:
 
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A row for CSV: what is nested gets names such as `a.b`, a list becomes JSON."""
+    cells: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            cells |= flat(value, f"{prefix}{name}.")
+        else:
+            cells[prefix + name] = json.dumps(value) if isinstance(value, (list, tuple)) else value
+    return cells

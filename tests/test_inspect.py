@@ -727,3 +727,27 @@ def test_looking_does_not_import_torch(whole):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def read_csv(text):
+    return pd.read_csv(io.StringIO(text), keep_default_na=False)
+
+
+def test_csv_is_the_main_table_of_every_inspecting_command(whole):
+    run = whole
+    cached = pd.concat([pd.read_parquet(path) for path in sorted((run / "distributions").glob("*.parquet"))])
+    labels = read_csv(fer("inspect", run / "distributions", "--csv").stdout)
+    for name, group in cached.groupby("label"):
+        row = labels[labels.label == CLASSES[int(name)]].iloc[0]
+        assert int(row.faces) == len(group)
+        assert float(row["mean.happiness"]) == pytest.approx(group.happiness.mean(), abs=1e-6)
+    top = read_csv(fer("inspect", run / "distributions", "--top", "ambiguous", "--csv", "-n", 3).stdout)
+    assert top.entropy.is_monotonic_decreasing
+    assert len(top) == 3
+    face = read_csv(fer("inspect", run / "distributions", "--face", top.face_id[0], "--csv").stdout)
+    assert len(face) == 1 + len(cached.view_flip.iloc[0])
+    stages = read_csv(fer("status", run, "--csv").stdout)
+    assert stages.stage.tolist()[:2] == ["faces", "teacher"]
+    epochs = read_csv(fer("inspect", run / "teacher", "--csv").stdout)
+    assert epochs.epoch.tolist() == list(range(len(epochs)))
+    assert fer("inspect", run, "--csv", "--json").exit_code == 1
