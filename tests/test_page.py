@@ -394,8 +394,14 @@ class Page:
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         self.browser.get("about:blank")  # another fragment alone would not load the page anew
         self.browser.get(f"{self.html.as_uri()}{fragment}")
-        assert self.js("return document.documentElement.dataset.ready") == "yes"
+        self.wait(f"return document.documentElement.dataset.ready === 'yes' && innerWidth === {width}")
         return self
+
+    def wait(self, condition):
+        """Until a script says yes: a window is resized some time after it was asked for."""
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        WebDriverWait(self.browser, 20).until(lambda _: self.js(condition))
 
     def js(self, code, *arguments):
         return self.browser.execute_script(code, *arguments)
