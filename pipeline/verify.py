@@ -356,6 +356,10 @@ def _teacher(cache: Cache, keys: Distributions | None, teacher: Path, sample: in
     if keys is None or source is None or source["state"] in ("not there", "not checked"):
         report.skip("teacher", "faces/ is not there to be shown to it")
         return
+    made_of = cache.manifest["settings"].get("source", "ldg")
+    if made_of != "ldg":
+        report.skip("teacher", f"the distributions are {made_of}, not the answers of a teacher alone")
+        return
     model, described = load_model(teacher, "teacher")
     if set(described["classes"]) != set(keys.classes):
         report.add("teacher", [f"{teacher} answers for other classes: {', '.join(described['classes'])}"], "")

@@ -220,6 +220,17 @@ def test_a_cache_of_folds_is_shown_and_verified(folded):
     assert stages["distributions-oof"] == stages["teacher"] == "done"
 
 
+def test_a_mixture_is_not_held_against_the_teacher_alone(run):
+    from efficientface.pipeline.verify import verify
+
+    teach.run(run, replace(TEACH, source="0.25*votes+0.75*ldg", cache="mixed"))
+    report = verify(run / "distributions-mixed", run / "teacher", sample=10)
+    assert report["ok"]
+    assert report["checks"][-1]["detail"] == (
+        "the distributions are 0.25*votes+0.75*ldg, not the answers of a teacher alone"
+    )
+
+
 def test_folds_without_a_teacher_of_all_faces_leave_that_one_missing(folded, tmp_path):
     run = shutil.copytree(folded, tmp_path / "run")
     for path in (run / "teacher").iterdir():
