@@ -462,7 +462,7 @@ def keys_of(table):
     ranked = np.sort(p.to_numpy(), axis=1)
     return {
         "entropy": pd.Series(scipy.stats.entropy(p, axis=1)),
-        "disagreement with the label": 1 - own.astype(float),
+        "disagreement": 1 - own.astype(float),
         "lead of the most probable": pd.Series(ranked[:, -1] - ranked[:, -2]),
         "order in the cache": pd.Series(-np.arange(len(table))),
         **{name: p[name] for name in CLASSES},
