@@ -398,7 +398,7 @@ class Page:
         return self
 
     def wait(self, condition):
-        """Until a script says yes: a window is resized some time after it was asked for."""
+        """Until a script says yes: resizing, going back and closing a dialog take effect some time later."""
         from selenium.webdriver.support.wait import WebDriverWait
 
         WebDriverWait(self.browser, 20).until(lambda _: self.js(condition))
@@ -462,7 +462,7 @@ def keys_of(table):
     ranked = np.sort(p.to_numpy(), axis=1)
     return {
         "entropy": pd.Series(scipy.stats.entropy(p, axis=1)),
-        "disagreement with the label": 1 - own.astype(float),
+        "disagreement": 1 - own.astype(float),
         "lead of the most probable": pd.Series(ranked[:, -1] - ranked[:, -2]),
         "order in the cache": pd.Series(-np.arange(len(table))),
         **{name: p[name] for name in CLASSES},
@@ -617,6 +617,7 @@ def test_the_keyboard_is_enough(seen):
     seen.type(Keys.ARROW_RIGHT)
     assert seen.one("#face-id").text == name(2)
     seen.type(Keys.ESCAPE)
+    seen.wait(f"return document.activeElement.textContent.includes({name(2)!r})")
     assert not seen.one("#face").is_displayed()
     assert seen.focused() == name(2)
 
@@ -629,13 +630,15 @@ def test_the_address_holds_the_view(seen, told):
     expected = train[["happiness", "sadness"]].min(axis=1).sort_values(ascending=False, kind="stable").index
     assert seen.ids() == table.face_id[expected].tolist()
     seen.one("#close").click()
+    seen.wait("return !location.hash.includes('face=')")
     seen.choose("doubtful", "doubtful")
     first = seen.ids()
     address = seen.browser.current_url
     seen.all(".card")[0].click()
     assert seen.one("#face").is_displayed()
     seen.browser.back()
-    assert not seen.one("#face").is_displayed()
+    seen.wait("return !document.getElementById('face').open")
+    assert seen.browser.current_url == address
     seen.open(address[address.index("#") :], height=TALL)
     assert seen.ids() == first
     seen.open("#sort=nonsense&label=<b>&face=nobody&fold=9&view=%00")  # is as at the start
@@ -763,6 +766,7 @@ def test_a_face_without_a_picture_keeps_its_bars_and_votes(chromium, told, tmp_p
     assert [head.text.split("\n")[0] for head in few.all("#face thead th")] == ["class", "people", "teacher"]
     assert "--sample N puts more faces in" in few.one("#face").text
     few.one("#close").click()
+    few.wait("return !location.hash.includes('face=')")
     few.one("#pictured").click()
     assert few.count() == 5
     assert few.complaints() == []
@@ -800,8 +804,9 @@ def test_hostile_names_are_text(chromium, tmp_path):
         hostile.one(".card").click()
         assert hostile.js("return document.getElementById('face-id').textContent") == name
         assert len(hostile.all("#face rect.box")) == 2
-        hostile.one("#close").click()
         assert hostile.js(elements) == 0
+        hostile.one("#close").click()
+        hostile.wait("return !location.hash.includes('face=')")
     hostile.open("#view=overview")
     assert hostile.all(".heat th")[1].text == HOSTILE_CLASSES[0]
     assert hostile.js("return document.querySelectorAll('#overview :is(b, i)').length") == 0

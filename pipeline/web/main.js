@@ -126,7 +126,7 @@ function prepareControls() {
   const names = classes.map((name, k) => [String(k), name]);
   const general = [
     ['entropy', 'entropy'],
-    ['disagreement', 'disagreement with the label'],
+    ['disagreement', 'disagreement'],
     ['margin', 'lead of the most probable'],
     ['stored', 'order in the cache'],
   ];

@@ -142,17 +142,16 @@ function heatMap(of) {
     element('th', {scope: 'col', text: 'label, faces'}),
     ...classes.map((text) => element('th', {scope: 'col', text})),
   ];
-  return scrolling(
-    'Mean distribution by label',
-    element('table', {
-      class: 'heat',
-      children: [
-        element('thead', {children: [element('tr', {children: head})]}),
-        element('tbody', {children: lines}),
-        element('tfoot', {children: [all]}),
-      ],
-    }),
-  );
+  const table = element('table', {
+    class: 'heat',
+    children: [
+      element('thead', {children: [element('tr', {children: head})]}),
+      element('tbody', {children: lines}),
+      element('tfoot', {children: [all]}),
+    ],
+  });
+  table.style.minWidth = `${9.6 + 4.3 * C}em`; // room for "happiness"
+  return scrolling('Mean distribution by label', table);
 }
 
 // --- charts: x and y are 0 to 1 inside the frame -----------------------------------------------------------------
