@@ -26,7 +26,7 @@ def issues(path: Path, top: int = 20) -> dict[str, Any]:
         raise FerError(f"--top {top} is out of range; give a number from 1")
     cache = open_cache(path)
     cached = cache.read(views=False)
-    unseen = fit_to_judge(cached, path)
+    unseen = cached.select(fit_to_judge(cached, path))
     wrong = label_issues(unseen, path)
     ambiguous = most_ambiguous(unseen, len(unseen))
     votes = label_votes(cache.folder, cache.manifest, unseen)
@@ -48,8 +48,14 @@ def issues(path: Path, top: int = 20) -> dict[str, Any]:
     }
 
 
-def fit_to_judge(cached: Distributions, path: Path) -> Distributions:
-    """The labelled faces that were answered by teachers that had not trained on them."""
+def likely_label_errors(cached: Distributions, path: Path) -> np.ndarray:
+    """Rows of `cached` whose label is likely wrong, the likeliest first; FerError where that cannot be told."""
+    rows = fit_to_judge(cached, path)
+    return rows[label_issues(cached.select(rows), path)]
+
+
+def fit_to_judge(cached: Distributions, path: Path) -> np.ndarray:
+    """Rows of the labelled faces that were answered by teachers that had not trained on them."""
     labelled, training = cached.label >= 0, cached.split == "train"
     unseen = labelled & ((cached.fold >= 0) | (cached.fold == UNSEEN))
     if training.any() and not (unseen & training).any() and (cached.fold[training] == SEEN).any():
@@ -63,7 +69,7 @@ def fit_to_judge(cached: Distributions, path: Path) -> Distributions:
             f"{path} has no labelled face that a teacher answered about without having trained on it; "
             "run fer teach RUN --folds 5 --cache oof, and give RUN/distributions-oof"
         )
-    return cached.select(unseen)
+    return np.flatnonzero(unseen)
 
 
 def label_issues(unseen: Distributions, path: Path) -> np.ndarray:

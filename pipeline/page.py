@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ from efficientface import FerError
 from efficientface.cache.distributions import Distributions
 from efficientface.cache.summary import entropy
 from efficientface.data.faces import Faces, read_faces, read_table
-from efficientface.pipeline.artifact import data_files, is_finished, read_manifest, write_text
+from efficientface.pipeline.artifact import data_files, digest_file, digest_of, is_finished, read_manifest, write_text
+from efficientface.pipeline.caches import home_of, is_file, open_cache
 from efficientface.pipeline.inspect import fold_meaning, in_order, kind_of, read_cached
 from efficientface.pipeline.inspect_tables import bytes_text
+from efficientface.pipeline.issues import likely_label_errors
 from efficientface.pipeline.metrics import BINS
-from efficientface.pipeline.status import digest_of, printable, sources_of, subfolders
+from efficientface.pipeline.status import printable, sources_of, subfolders
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +65,12 @@ def run(
     folder = path / "distributions" if kind == "run" else path
     if kind not in ("run", "distributions"):
         raise FerError(f"{printable(path)} holds {kind}, the page shows distributions; give the folder of fer teach")
-    manifest = read_manifest(folder, "distributions")
+    manifest = open_cache(folder).manifest
     cached = read_cached(folder, manifest, views=True)
-    rows = sample_rows(cached, sample)
+    named = likely_errors(cached, folder)
+    rows = sample_rows(cached, sample, named)
     data = numbers(folder, manifest, cached)
-    home = faces_home(folder, manifest)
+    home = faces_home(home_of(folder), manifest)
     votes, side, answers = None, 0, {}
     pictures: list[str] = []
     crop = extent(cached)
@@ -89,6 +92,7 @@ def run(
         "view_box": packed(boxed.view_box),
         "view_flip": packed(boxed.view_flip.astype(np.uint8)),
         "view_distribution": packed(shares(boxed.view_distribution)),
+        "named": None if named is None else packed(np.array(named, np.int32)),
         "votes": packed(smallest(votes)) if votes is not None else None,
         "students": [{"name": name, "distribution": packed(shares(p))} for name, p in answers.items()],
     }
@@ -122,15 +126,26 @@ def tables(result: dict[str, Any]) -> list[Any]:
 # --- which faces get a picture ----------------------------------------------------------------------------------
 
 
-def sample_rows(cached: Distributions, count: int) -> np.ndarray:
+def likely_errors(cached: Distributions, folder: Path) -> np.ndarray | None:
+    """Rows whose label is likely wrong, the likeliest first, as `fer cache issues` names them; None if it cannot."""
+    try:
+        return likely_label_errors(cached, folder)
+    except FerError as error:
+        log.info("likely label errors are not marked in the page: %s", error)
+        return None
+
+
+def sample_rows(cached: Distributions, count: int, named: np.ndarray | None = None) -> np.ndarray:
     """(M,) ascending rows of up to `count` faces: both ends of every order that the page can sort by, and some of all.
 
-    The heads of all orders are taken in turns, those that are looked at most going deeper.
+    The heads of all orders are taken in turns, those that are looked at most going deeper. `named` are rows of likely
+    label errors, the likeliest first.
     """
     if count >= len(cached):
         return np.arange(len(cached))
     taken: dict[int, None] = {}
-    heads = [(ranked[:count], weight) for ranked, weight in rankings(cached)]
+    orders = chain(rankings(cached), [] if named is None else [(named, 8.0)])
+    heads = [(ranked[:count], weight) for ranked, weight in orders]
     depth = np.concatenate([(np.arange(len(head)) + 0.5) / weight for head, weight in heads])
     faces = np.concatenate([head for head, _ in heads])
     for row in faces[np.argsort(depth, kind="stable")].tolist():
@@ -195,7 +210,7 @@ def numbers(folder: Path, manifest: dict[str, Any], cached: Distributions) -> di
     return {
         # no more of the path: the page is made to be passed on
         "folder": "/".join(folder.resolve().parts[-2:]),
-        "digest": digest_of(folder)[:12],
+        "digest": (digest_file(folder) if is_file(folder) else digest_of(folder))[:12],
         "source": str(manifest["facts"].get("source", "")),
         "classes": list(cached.classes),
         "views": cached.views,

@@ -1,8 +1,8 @@
 """Runs the README's by-hand commands and fails if one fails or prints other lines than the README shows.
 
 Blocks marked ```console: a line after `$ ` is a command, the lines below it what it printed. Numbers differ from
-machine to machine, so a printed line is compared without its digits, bars and spacing, and whichever expression or split
-it names; `...` stands for any lines.
+machine to machine, so a printed line is compared without its digits, bars and spacing, whichever expression or split it
+names; `...` stands for any lines.
 """
 
 import os

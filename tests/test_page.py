@@ -25,8 +25,9 @@ from test_inspect import finish_cache, write_cache, write_model
 from efficientface.cache.distributions import Distributions
 from efficientface.cli import cli
 from efficientface.models import build
-from efficientface.pipeline import page
+from efficientface.pipeline import issues, page
 from efficientface.pipeline.artifact import MANIFEST, write_manifest
+from efficientface.pipeline.caches import convert
 from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.metrics import calibration_error
 
@@ -822,3 +823,31 @@ def test_a_script_that_is_not_its_own_is_refused(chromium, told):
     )
     assert guarded.js("return window.owned") is None
     assert any("Content Security Policy" in line for line in guarded.complaints())
+
+
+def test_likely_label_errors_are_marked_as_fer_cache_issues_names_them(chromium, tmp_path):
+    made = big_cache(tmp_path / "all", 400)
+    labelled = np.flatnonzero((made.label >= 0) & (made.fold != -1))
+    meant = made.canonical.argmax(1)
+    label = meant.copy()
+    label[labelled[:8]] = (label[labelled[:8]] + 1) % 4
+    finish_cache(tmp_path / "distributions", replace(made, label=label), {})
+    named = issues.issues(tmp_path / "distributions", top=400)["label_errors"]
+    written(tmp_path / "distributions", tmp_path / "a.html")
+    opened = Page(chromium, tmp_path / "a.html").open(height=TALL)
+    opened.choose("doubtful", "likely label error")
+    assert opened.count() == len(named) > 0
+    opened.choose("sort", "likely label error")
+    assert opened.ids() == [face["face_id"] for face in named]
+    opened.all(".card")[1].click()
+    assert f"likely label error, number 2 of {len(named)}" in opened.one("#face").text
+    assert opened.complaints() == []
+
+
+def test_a_cache_in_one_hdf5_file_has_the_same_page(told, tmp_path):
+    convert(told[0] / "distributions", told[0] / "one.h5")
+    pages = (
+        written(path, tmp_path / "a.html", "--no-students") for path in (told[0] / "one.h5", told[0] / "distributions")
+    )
+    one, many = (re.sub(r'"(folder|digest)": ?"[^"]*"', "", page) for page in pages)
+    assert one == many

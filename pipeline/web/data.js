@@ -29,6 +29,7 @@ const label = unpacked(data.label); // (N,), -1 without
 const fold = unpacked(data.fold);
 const split = unpacked(data.split); // (N,), index into data.splits
 const votes = data.votes && unpacked(data.votes); // (N, C) counts, NaN without
+const named = data.named && unpacked(data.named); // rows of likely label errors, the likeliest first
 const rows = unpacked(data.rows); // (M,), the faces with views and, if photographs are there, a picture
 const viewBox = unpacked(data.view_box); // (M, V, 4): top, left, height, width in pixels of the face
 const viewFlip = unpacked(data.view_flip); // (M, V)
@@ -39,6 +40,9 @@ const placeOf = new Int32Array(N).fill(-1); // of a row among the M
 rows.forEach((row, place) => {
   placeOf[row] = place;
 });
+
+const rankOf = new Float64Array(N).fill(NaN); // of a row among the likely label errors, from 1
+if (named) named.forEach((row, rank) => (rankOf[row] = rank + 1));
 
 const nats = new Float64Array(N);
 const top1 = new Int16Array(N);

@@ -193,6 +193,7 @@ function doubtOf(row) {
   const why = [];
   if (isDoubtful(row, 'other')) why.push('most probable is not the label');
   if (isDoubtful(row, 'close')) why.push('narrow lead');
+  if (rankOf[row] > 0) why.push(`likely label error, number ${whole(rankOf[row])} of ${whole(named.length)}`);
   return why.length ? `yes: ${why.join('; ')}` : 'no';
 }
 

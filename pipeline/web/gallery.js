@@ -21,6 +21,7 @@ function sortKeys({sort, a, b}) {
   if (sort === 'entropy') return nats;
   if (sort === 'disagreement') return disagreement;
   if (sort === 'margin') return lead;
+  if (sort === 'named') return rankOf;
   if (sort === 'class') return Float64Array.from({length: N}, (_, row) => canonical[row * C + a]);
   if (sort === 'pair')
     return Float64Array.from({length: N}, (_, row) => Math.min(canonical[row * C + a], canonical[row * C + b]));
@@ -28,6 +29,7 @@ function sortKeys({sort, a, b}) {
 }
 
 function isDoubtful(row, kind) {
+  if (kind === 'named') return rankOf[row] > 0;
   const other = label[row] >= 0 && top1[row] !== label[row];
   const close = lead[row] < data.margin;
   return kind === 'other' ? other : kind === 'close' ? close : other || close;

@@ -48,7 +48,7 @@ function fromHash(hash) {
   const folds = data.folds.map((f) => String(f.fold));
   return {
     view: oneOf('view', ['gallery', 'overview']),
-    sort: oneOf('sort', ['stored', 'entropy', 'disagreement', 'margin', 'class', 'pair']),
+    sort: oneOf('sort', ['stored', 'entropy', 'disagreement', 'margin', 'class', 'pair', ...(named ? ['named'] : [])]),
     a: placed('a', classes, START.a),
     b: placed('b', classes, START.b),
     dir: oneOf('dir', ['desc', 'asc']),
@@ -56,7 +56,7 @@ function fromHash(hash) {
     label: words.get('label') === '' ? -1 : placed('label', classes, null),
     top: placed('top', classes, null),
     fold: folds.includes(words.get('fold')) ? Number(words.get('fold')) : null,
-    doubtful: oneOf('doubtful', ['any', 'other', 'close']),
+    doubtful: oneOf('doubtful', ['any', 'other', 'close', ...(named ? ['named'] : [])]),
     pictured: words.get('pictured') === '1',
     q: words.get('q') ?? '',
     face: placed('face', data.ids, null),
@@ -128,6 +128,7 @@ function prepareControls() {
     ['entropy', 'entropy'],
     ['disagreement', 'disagreement'],
     ['margin', 'lead of the most probable'],
+    ...(named ? [['named', 'likely label error']] : []),
     ['stored', 'order in the cache'],
   ];
   options(at('sort'), general);
@@ -151,10 +152,12 @@ function prepareControls() {
     ['any', 'doubtful'],
     ['other', 'not the label'],
     ['close', 'narrow lead'],
+    ...(named ? [['named', 'likely label error']] : []),
   ]);
   at('doubtful-means').textContent =
     `Doubtful: the most probable class is not the label, or leads by less than ${percent(data.margin)} points. ` +
-    'Disagreement: one minus the label’s probability. ◆ marks the label.';
+    'Disagreement: one minus the label’s probability. ◆ marks the label.' +
+    (named ? ' Likely label errors are named by cleanlab, the likeliest is number 1.' : '');
   at('about').textContent = [
     data.folder,
     `${whole(N)} faces`,
@@ -169,7 +172,7 @@ function prepareControls() {
 
   at('sort').addEventListener('change', (event) => {
     const [sort, k] = event.target.value.split(' ');
-    const dir = sort === 'margin' ? 'asc' : 'desc'; // what is looked for first
+    const dir = sort === 'margin' || sort === 'named' ? 'asc' : 'desc'; // what is looked for first
     if (sort === 'class') change({sort, a: Number(k), dir});
     else if (sort === 'pair' && state.a === state.b) change({sort, dir, b: (state.a + 1) % C});
     else change({sort, dir});
