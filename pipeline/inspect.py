@@ -102,7 +102,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             {**row, "mean": dict(zip(result["classes"], row["mean"], strict=True))} if "mean" in row else row
             for row in result["labels"]
         ]
-    return [{"epoch": epoch, "val_accuracy": value} for epoch, value in enumerate(result["val_accuracy"])]
+    return [{"epoch": epoch, "val_accuracy": value} for epoch, value in enumerate(result["val_accuracy"], 1)]
 
 
 def kind_of(path: Path) -> str:

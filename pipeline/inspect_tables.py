@@ -265,14 +265,14 @@ def model_tables(result: dict[str, Any]) -> list[Any]:
     facts.add_row("trained", text(f"on {amount(result['train_faces'])} faces: {', '.join(words)}"))
     best = result["best"] or {}
     if "val_accuracy" in best:
-        line = f"{best['epoch'] + 1} of {result['epochs']}: {best['val_accuracy']:.2%} right on {result['chosen_on']}"
+        line = f"{best['epoch']} of {result['epochs']}: {best['val_accuracy']:.2%} right on {result['chosen_on']}"
         facts.add_row("best epoch", text(f"{line}, cross-entropy {best['val_cross_entropy']:.3f} nats"))
     facts.add_row("accuracy", curve(result["val_accuracy"]))
     facts.add_row("size", bytes_text(result["bytes"]))
     last = listing("epoch", "loss", "accuracy", "cross-entropy", "lr", "seconds", "faces/s", right=range(7))
     for line in result["last"]:
         last.add_row(
-            str(line["epoch"] + 1),
+            str(line["epoch"]),
             f"{line['loss']:.4f}",
             f"{line['val_accuracy']:.2%}",
             f"{line['val_cross_entropy']:.3f}",

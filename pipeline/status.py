@@ -188,7 +188,7 @@ def in_short(manifest: dict[str, Any]) -> str:
         parts += [str(settings["loss"])] if "loss" in settings else []
         best = facts.get("best", {})
         if "val_accuracy" in best:
-            parts += [f"{best['val_accuracy']:.1%} on {facts.get('chosen_on', 'val')} after epoch {best['epoch'] + 1}"]
+            parts += [f"{best['val_accuracy']:.1%} on {facts.get('chosen_on', 'val')} after epoch {best['epoch']}"]
     return ", ".join(parts)
 
 

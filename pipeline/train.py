@@ -93,7 +93,7 @@ def fit(
         accuracy, entropy = verdict[0]  # type: ignore[misc]
         lines.append(
             {
-                "epoch": epoch,
+                "epoch": epoch + 1,
                 "loss": loss,
                 "val_accuracy": accuracy,
                 "val_cross_entropy": entropy,
@@ -102,7 +102,7 @@ def fit(
                 "faces_per_second": round(len(train) / trained, 1),
             }
         )
-        if best_line(lines)["epoch"] == epoch:
+        if best_line(lines) is lines[-1]:
             best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         if rank == 0:
             checkpoint.save(model, optimizer, best, {"settings": settings, "lines": lines})
@@ -180,7 +180,7 @@ def best_line(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _waited_enough(lines: list[dict[str, Any]], patience: int) -> bool:
-    return bool(patience and lines) and len(lines) - 1 - best_line(lines)["epoch"] >= patience
+    return bool(patience and lines) and len(lines) - best_line(lines)["epoch"] >= patience
 
 
 def global_batches(count: int, batch_size: int, seed: int, epoch: int, world: int = 1) -> list[np.ndarray]:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from small_caches import CLASSES, make, write_cache
-from write_cli_reference import reference
 
 from efficientface.cache import hdf5, parquet
 from efficientface.cli import cli
@@ -46,7 +45,10 @@ def test_every_command_has_help_with_an_example_and_a_place_in_the_readme(name):
 
 
 def test_the_command_reference_is_what_the_commands_say():
-    assert (ROOT / "docs" / "cli.md").read_text() == reference(), "run make docs"
+    # in a process of its own: click keeps a help option that another test may have made without our names
+    check = [sys.executable, ROOT / "tests" / "write_cli_reference.py", "--check", ROOT / "docs" / "cli.md"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_does_not_import_torch():

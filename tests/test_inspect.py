@@ -32,7 +32,7 @@ from efficientface.pipeline.artifact import DIGEST, MANIFEST, reference_to, writ
 from efficientface.pipeline.checkpoint import Checkpoint, finish_model
 from efficientface.pipeline.config import DistillConfig, TeachConfig
 
-BEST = {"epoch": 1, "val_accuracy": 0.75, "val_cross_entropy": 0.5}
+BEST = {"epoch": 2, "val_accuracy": 0.75, "val_cross_entropy": 0.5}
 
 
 def write_cache(folder, faces, classes=CLASSES, views=2, seed=0, parts=2, **given):
@@ -81,7 +81,7 @@ def write_model(folder, kind, made_from, settings, model=None, lines=3):
     folder.mkdir(parents=True)
     model = model or torch.nn.Linear(2, 2)
     line = {"loss": 0.5, "lr": 0.1, "seconds": 2.0, "faces_per_second": 99.5, "val_cross_entropy": 0.5}
-    metrics = [{"epoch": k, **line, "val_accuracy": (0.5, 0.75, 0.625)[k % 3]} for k in range(lines)]
+    metrics = [{"epoch": k + 1, **line, "val_accuracy": (0.5, 0.75, 0.625)[k % 3]} for k in range(lines)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     described = {"arch": "efficientface", "options": {}, "classes": list(CLASSES), "size": 64}
     finish_model(
@@ -409,7 +409,7 @@ def test_a_student_has_the_papers_parameters(run):
     result = found("inspect", folder)
     assert result["parameters"] == 1_275_293
     assert (result["best"], result["epochs"], result["val_accuracy"]) == (BEST, 3, [0.5, 0.75, 0.625])
-    assert [line["epoch"] for line in result["last"]] == [0, 1, 2]
+    assert [line["epoch"] for line in result["last"]] == [1, 2, 3]
     shown = fer("inspect", folder).stdout
     assert "network     efficientface, 1,275,293 parameters" in shown
     assert "best epoch  2 of 3: 75.00% right on val, cross-entropy 0.500 nats" in shown
@@ -593,7 +593,7 @@ def begin_training(folder, config, facts, epochs_done):
     folder.mkdir(parents=True)
     model = torch.nn.Linear(2, 2)
     settings = {k: v for k, v in asdict(config).items() if k not in train.MACHINE}
-    lines = [{"epoch": k, "val_accuracy": 0.25 * (k + 1)} for k in range(epochs_done)]
+    lines = [{"epoch": k + 1, "val_accuracy": 0.25 * (k + 1)} for k in range(epochs_done)]
     progress = {"settings": {**settings, "facts": facts}, "lines": lines}
     no_momentum = SimpleNamespace(param_groups=[])  # importing torch's optimisers takes seconds
     Checkpoint(folder / checkpoint.CHECKPOINT).save(model, no_momentum, {}, progress)
@@ -749,5 +749,5 @@ def test_csv_is_the_main_table_of_every_inspecting_command(whole):
     stages = read_csv(fer("status", run, "--csv").stdout)
     assert stages.stage.tolist()[:2] == ["faces", "teacher"]
     epochs = read_csv(fer("inspect", run / "teacher", "--csv").stdout)
-    assert epochs.epoch.tolist() == list(range(len(epochs)))
+    assert epochs.epoch.tolist() == list(range(1, len(epochs) + 1))
     assert fer("inspect", run, "--csv", "--json").exit_code == 1
