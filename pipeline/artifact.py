@@ -124,9 +124,11 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         )
     if manifest["kind"] != kind:
         raise FerError(f"{folder} holds {manifest['kind']}, not {kind}; give the folder that {stage} wrote")
-    stated = (folder / DIGEST).read_bytes().split(b"\n") if (folder / DIGEST).is_file() else []
+    if not (folder / DIGEST).is_file():
+        raise FerError(f"{folder / DIGEST} is missing; restore it, or remove {folder} and run {stage} again")
+    stated = (folder / DIGEST).read_bytes().split(b"\n")
     if hashlib.blake2b(text, digest_size=32).hexdigest().encode() not in stated[:2]:
-        raise FerError(f"{path} was changed after it was written (see {DIGEST}); restore it, or run {stage} again")
+        raise FerError(f"{path} was changed after it was written (see {DIGEST}); restore it, or remove {folder} and run {stage} again")
     return manifest
 
 

@@ -5,7 +5,7 @@ An artifact folder has its manifest beside its data; a bare `.h5` file has it in
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from efficientface.cache.distributions import Distributions
 from efficientface.cache.hdf5 import check_digest, check_hdf5_names, read_hdf5, read_header, write_hdf5
 from efficientface.cache.parquet import read_shard, read_shards, write_shard
 from efficientface.pipeline.artifact import VERSION, check_files, read_manifest, replacing, write_manifest
+from efficientface.pipeline.progress import progress
 
 ONE_FILE = "distributions.h5"
 SUFFIXES = (".h5", ".hdf5")
@@ -69,6 +70,16 @@ def open_cache(path: Path) -> Cache:
         return Cache(path, home_of(path), {**manifest, "files": files}, _slices(rows), path)
     manifest = read_manifest(path, "distributions")
     return cache_in(path, manifest)
+
+
+def default_cache(run: Path) -> Path:
+    """The cache that is meant by a run's folder: distributions/, or the only one there is."""
+    there = sorted(path.name for path in run.glob("distributions-*") if path.is_dir())
+    if (run / "distributions").is_dir() or not there:
+        return run / "distributions"
+    if len(there) > 1:
+        raise FerError(f"{run} has no distributions/ but {', '.join(there)}; give one of them, {run / there[0]}")
+    return run / there[0]
 
 
 def check_manifest(manifest: dict[str, Any], path: Path) -> None:
@@ -128,16 +139,18 @@ def convert(source: Path, target: Path) -> dict[str, Any]:
     about["made_from"] = {name: _seen_from(home, cache.folder, ref) for name, ref in about["made_from"].items()}
     if one_file:
         check_hdf5_names(keys.classes)
-        with replacing(target) as part:
-            write_hdf5(part, about, list(cache.shards), lambda name, views: _checked(cache, name, views))
+        # every shard is read twice: its keys and distributions, then its views
+        with replacing(target) as part, progress("converting", 2 * len(cache.shards), "shards") as advance:
+            write_hdf5(part, about, list(cache.shards), lambda name, views: _checked(cache, name, advance, views))
         size = target.stat().st_size
     else:
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             part.mkdir()
-            for name in cache.shards:
-                with replacing(part / name) as shard:
-                    write_shard(_checked(cache, name), shard)
+            with progress("converting", len(cache.shards), "shards") as advance:
+                for name in cache.shards:
+                    with replacing(part / name) as shard:
+                        write_shard(_checked(cache, name, advance), shard)
             described = {name: about[name] for name in ("kind", "classes", "made_from", "settings", "facts")}
             written = write_manifest(part, files=list(cache.shards), **described)
             os.replace(part, target)
@@ -147,9 +160,10 @@ def convert(source: Path, target: Path) -> dict[str, Any]:
     return {"distributions": str(target), "faces": len(keys), "views": about["facts"].get("views"), "bytes": size}
 
 
-def _checked(cache: Cache, name: str, views: bool = True) -> Distributions:
+def _checked(cache: Cache, name: str, advance: Callable[[int], None], views: bool = True) -> Distributions:
     part = cache.read_shard(name, views)
     part.check(f"{cache.path} ({name})")
+    advance(1)
     return part
 
 

@@ -26,7 +26,7 @@ from efficientface.cache.summary import (
 )
 from efficientface.data.faces import STATUSES, classes_of, read_table
 from efficientface.pipeline.artifact import MANIFEST, STAGE_OF, check_files, data_files, is_finished, read_manifest
-from efficientface.pipeline.caches import home_of, is_file, open_cache
+from efficientface.pipeline.caches import default_cache, home_of, is_file, open_cache
 from efficientface.pipeline.inspect_tables import bytes_text, face_tables, tables
 from efficientface.pipeline.status import (
     kind_in_manifest,
@@ -59,7 +59,8 @@ def run(path: Path, face: str | None = None, top: str | None = None, count: int 
         raise FerError(f"--count {count} is out of range; give a number from 1")
     kind = kind_of(path)
     if kind == "run" and (face is not None or top is not None):
-        path = path / ("faces" if top is None and not (path / "distributions").is_dir() else "distributions")
+        cache = default_cache(path)
+        path = path / "faces" if top is None and not cache.is_dir() else cache
         kind = kind_of(path)
     if kind == "run":
         return plain(inspect_run(path))

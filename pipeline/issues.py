@@ -11,6 +11,7 @@ from efficientface.cache.summary import entropy, most_ambiguous
 from efficientface.data.faces import read_table
 from efficientface.pipeline.artifact import data_files, read_manifest
 from efficientface.pipeline.caches import open_cache
+from efficientface.pipeline.progress import working
 from efficientface.pipeline.status import sources_of
 
 MEASURED = 100  # of the faces named first: how many did people disagree about?
@@ -83,7 +84,8 @@ def label_issues(unseen: Distributions, path: Path) -> np.ndarray:
     probabilities /= probabilities.sum(1, keepdims=True)
     try:
         # one process: on tens of thousands of faces others would take longer to start than to work
-        return find_label_issues(unseen.label, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+        with working("looking for labels that are likely wrong"):
+            return find_label_issues(unseen.label, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
     except ValueError as error:
         raise FerError(f"{path} is nothing that cleanlab can judge ({str(error).splitlines()[0]})") from error
 

@@ -122,6 +122,8 @@ def cache_distributions(
     left out, and counted.
     """
     weights = parse_source(config.source)
+    if config.views and not folders:
+        log.info("distributions: no views are stored, %s says the same about every view", config.source)
     settings: dict[str, Any] = {
         "source": config.source,
         "folds": config.folds,
@@ -371,6 +373,11 @@ def calibrate(cached: Distributions, split: str, folder: Path) -> dict[str, Any]
 
     found = minimize_scalar(lambda log_t: cross_entropy(float(np.exp(log_t))), bounds=(-3, 3), method="bounded")
     temperature = float(np.exp(found.x))
+    if abs(found.x) > 2.99:
+        log.warning(
+            "distributions: the temperature that fits %s best is beyond what is looked for, 0.05 to 20; the teacher "
+            "tells little about these faces", split,
+        )  # fmt: skip
     return {
         "temperature": temperature,
         "split": split,

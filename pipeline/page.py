@@ -28,11 +28,12 @@ from efficientface.cache.distributions import Distributions
 from efficientface.cache.summary import entropy
 from efficientface.data.faces import Faces, read_faces, read_table
 from efficientface.pipeline.artifact import data_files, digest_file, digest_of, is_finished, read_manifest, write_text
-from efficientface.pipeline.caches import home_of, is_file, open_cache
+from efficientface.pipeline.caches import default_cache, home_of, is_file, open_cache
 from efficientface.pipeline.inspect import fold_meaning, in_order, kind_of, read_cached
 from efficientface.pipeline.inspect_tables import bytes_text
 from efficientface.pipeline.issues import likely_label_errors
 from efficientface.pipeline.metrics import BINS
+from efficientface.pipeline.progress import progress
 from efficientface.pipeline.status import printable, sources_of, subfolders
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def run(
     if sample < 0:
         raise FerError(f"--sample {sample} is out of range; give a number from 0")
     kind = kind_of(path)
-    folder = path / "distributions" if kind == "run" else path
+    folder = default_cache(path) if kind == "run" else path
     if kind not in ("run", "distributions"):
         raise FerError(f"{printable(path)} holds {kind}, the page shows distributions; give the folder of fer teach")
     manifest = open_cache(folder).manifest
@@ -295,9 +296,12 @@ def encode(faces: Faces) -> tuple[int, list[str]]:
         if sum(len(jpeg(row, candidate)) for row in some) / max(len(some), 1) * len(faces) <= PICTURES:
             side = candidate
             break
-    with ThreadPoolExecutor() as pool:
-        encoded = pool.map(lambda row: jpeg(row, side), range(len(faces)))
-        return side, [base64.b64encode(data).decode() for data in encoded]
+    pictures = []
+    with ThreadPoolExecutor() as pool, progress("pictures", len(faces)) as advance:
+        for data in pool.map(lambda row: jpeg(row, side), range(len(faces))):
+            pictures.append(base64.b64encode(data).decode())
+            advance(1)
+    return side, pictures
 
 
 def student_answers(

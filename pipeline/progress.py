@@ -26,3 +26,14 @@ def progress(what: str, total: int, unit: str = "faces") -> Iterator[Callable[[i
             bar.update(task, advance=count, rate=f"{speed:,.0f} {unit}/s" if speed else "")
 
         yield advance
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A sign of life while something runs whose steps cannot be counted."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield

@@ -14,6 +14,7 @@ from efficientface.cache.distributions import SEEN, SUM_TOLERANCE, UNSEEN, Distr
 from efficientface.data.faces import classes_of, hash_image, read_faces, read_table
 from efficientface.pipeline.artifact import DIGEST, MANIFEST, data_files, digest_file, digest_of, read_manifest
 from efficientface.pipeline.caches import ONE_FILE, Cache, cache_in, check_manifest, is_file, open_cache
+from efficientface.pipeline.progress import progress
 from efficientface.pipeline.status import sources_of
 
 OK, FAILED, NOTED, NOT_CHECKED = "ok", "FAILED", "noted", "not checked"
@@ -156,11 +157,13 @@ def _check_files(path: Path, manifest: dict[str, Any], report: Report) -> Cache 
 
 def _parts(cache: Cache, views: bool) -> Iterator[Distributions]:
     """The shards that can be read, in the manifest's order of classes."""
-    for name in cache.shards:
-        try:
-            yield cache.read_shard(name, views).in_order_of(cache.manifest["classes"], name)
-        except FerError:
-            continue  # reported under `shards`
+    with progress("checking", len(cache.shards), "shards") as advance:
+        for name in cache.shards:
+            try:
+                yield cache.read_shard(name, views).in_order_of(cache.manifest["classes"], name)
+            except FerError:
+                continue  # reported under `shards`
+            advance(1)
 
 
 def _content(cache: Cache, report: Report) -> Distributions | None:

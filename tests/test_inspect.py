@@ -668,7 +668,7 @@ def test_a_changed_manifest_is_damage(whole):
     row = found("status", whole)["stages"][3]
     assert (row["stage"], row["state"]) == ("students/ldl", "damaged")
     assert row["detail"] == (
-        f"{path} was changed after it was written (see manifest.blake2b); restore it, or run fer distill again"
+        f"{path} was changed after it was written (see manifest.blake2b); restore it, or remove {path.parent} and run fer distill again"
     )
     assert next_of(whole) == "rm -r RUN/students/ldl && fer distill RUN"
 
@@ -678,6 +678,18 @@ def test_named_caches_count(run):
     assert states(run)["distributions-votes"] == "done"
     assert "distributions" not in states(run)
     assert next_of(run) == "fer distill RUN --cache votes"
+
+
+def test_a_run_stands_for_its_only_cache(run):
+    only = write_cache(run / "distributions-oof", run / "faces")
+    assert found("inspect", run, "--top", "ambiguous")["path"] == str(only)
+    write_cache(run / "distributions-votes", run / "faces")
+    result = fer("inspect", run, "--top", "ambiguous")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: {run} has no distributions/ but distributions-oof, distributions-votes; "
+        f"give one of them, {run}/distributions-oof\n"
+    )
 
 
 def test_an_evaluation_older_than_a_student_is_stale(whole):

@@ -248,7 +248,7 @@ def test_an_interrupted_training_of_folds_goes_on_by_the_next_command(run, monke
     real, judged = train.judge_epoch, []
 
     def killed(*args):
-        if len(judged) == 3:  # the second epoch of the second fold's teacher
+        if len(judged) == TEACH.epochs + 1:  # the second epoch of the second fold's teacher
             raise KeyboardInterrupt
         judged.append(real(*args))
         return judged[-1]
@@ -256,14 +256,14 @@ def test_an_interrupted_training_of_folds_goes_on_by_the_next_command(run, monke
     with monkeypatch.context() as patched:
         patched.setattr(train, "judge_epoch", killed)
         with pytest.raises(KeyboardInterrupt):
-            teach.run(run, replace(TEACH, folds=2, epochs=2, cache="oof"))
+            teach.run(run, replace(TEACH, folds=2, cache="oof"))
     result = json.loads(CliRunner().invoke(cli, ["status", str(run), "--json"]).stdout)
     states = {stage["stage"]: stage["state"] for stage in result["stages"]}
     assert (states["teacher/fold-0"], states["teacher/fold-1"]) == ("done", "unfinished")
     assert result["next"].startswith(f"fer teach {run} ")
     again = CliRunner().invoke(cli, [*result["next"].split()[1:], "--views", "0"])
-    assert again.exit_code == 0 or "no better than guessing" in again.stderr, again.output
-    assert (run / "teacher" / "fold-1" / MANIFEST).exists()
+    assert again.exit_code == 0, again.output
+    assert (run / "distributions-oof" / MANIFEST).exists()
 
 
 def test_folds_and_a_checkpoint_are_refused_together(run):

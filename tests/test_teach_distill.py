@@ -292,7 +292,14 @@ def test_a_changed_manifest_is_noticed(run):
     path = run / "faces" / MANIFEST
     path.write_text(path.read_text().replace('"crop": 64', '"crop": 65'))
     assert refused(fer("distill", run, *DISTILL)) == (
-        f"{path} was changed after it was written (see manifest.blake2b); restore it, or run fer align again"
+        f"{path} was changed after it was written (see manifest.blake2b); restore it, or remove {run}/faces and run fer align again"
+    )
+
+
+def test_a_digest_that_is_gone_is_named(run):
+    (run / "faces" / "manifest.blake2b").unlink()
+    assert refused(fer("distill", run, *DISTILL)) == (
+        f"{run}/faces/manifest.blake2b is missing; restore it, or remove {run}/faces and run fer align again"
     )
 
 

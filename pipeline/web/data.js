@@ -29,6 +29,7 @@ const label = unpacked(data.label); // (N,), -1 without
 const fold = unpacked(data.fold);
 const split = unpacked(data.split); // (N,), index into data.splits
 const votes = data.votes && unpacked(data.votes); // (N, C) counts, NaN without
+const wholeVotes = votes && votes.every((count) => Number.isNaN(count) || Number.isInteger(count));
 const named = data.named && unpacked(data.named); // rows of likely label errors, the likeliest first
 const rows = unpacked(data.rows); // (M,), the faces with views and, if photographs are there, a picture
 const viewBox = unpacked(data.view_box); // (M, V, 4): top, left, height, width in pixels of the face

@@ -103,7 +103,7 @@ function voices(row) {
   if (total > 0)
     found.push({
       name: 'people',
-      detail: !counts.every(Number.isInteger) ? 'shares' : total === 1 ? '1 vote' : `${total} votes`,
+      detail: !wholeVotes ? 'shares' : total === 1 ? '1 vote' : `${total} votes`,
       kind: 'votes',
       p: counts.map((count) => count / total),
       counts,
