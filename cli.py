@@ -274,11 +274,19 @@ def convert(source: Path, target: Path, as_json: bool) -> None:
 
 @cache_group.command()
 @click.argument("path", type=PATH)
-@click.option("--teacher", type=PATH, help="The teacher that made it: asked again about some views.")
+@click.option(
+    "--teacher",
+    "teachers",
+    type=PATH,
+    multiple=True,
+    help="The teacher that made it: asked again about some views. Of several, each.",
+)
 @click.option("--sample", default=100, help="How many random views the teacher is asked about.")
 @output_options
 @click.pass_context
-def verify(ctx: click.Context, path: Path, teacher: Path | None, sample: int, as_csv: bool, as_json: bool) -> None:
+def verify(
+    ctx: click.Context, path: Path, teachers: tuple[Path, ...], sample: int, as_csv: bool, as_json: bool
+) -> None:
     """Check a cache: every byte, every number, and the faces it is about if they are there. Status 1 if not all right.
 
     \b
@@ -287,7 +295,7 @@ def verify(ctx: click.Context, path: Path, teacher: Path | None, sample: int, as
     """
     from efficientface.pipeline import verify as stage
 
-    result = stage.verify(path, teacher, sample)
+    result = stage.verify(path, teachers, sample)
     _print(result, as_json, stage.tables, result["checks"] if as_csv else None)
     if not result["ok"]:
         ctx.exit(1)

@@ -90,7 +90,9 @@ class Faces:
 
     label: (N,) int64, index into classes, -1 where unknown; votes: (N, C) float32 raw counts, NaN where there are none;
     group: (N,) str, the person shown, None where unknown;
-    images: N encoded pictures as Arrow binary, null where the photograph gave no face (empty when not read).
+    images: encoded pictures as Arrow binary, null where the photograph gave no face (empty when not read), of which
+    face k has number place[k]: a selection shares the pictures, which would not fit twice, nor beyond 2 GiB into one
+    Arrow array.
     """
 
     classes: tuple[str, ...]
@@ -102,6 +104,7 @@ class Faces:
     group: np.ndarray
     status: np.ndarray
     usable: np.ndarray
+    place: np.ndarray
     images: pa.ChunkedArray
 
     def __len__(self) -> int:
@@ -112,9 +115,9 @@ class Faces:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         arrays = {
             name: getattr(self, name)[rows]
-            for name in ("face_id", "image_hash", "split", "label", "votes", "group", "status", "usable")
+            for name in ("face_id", "image_hash", "split", "label", "votes", "group", "status", "usable", "place")
         }
-        return replace(self, images=self.images.take(pa.array(rows)) if len(self.images) else self.images, **arrays)
+        return replace(self, **arrays)
 
     def vote_distributions(self) -> np.ndarray:
         """(N, C) float64: votes as shares of all votes for the classes, NaN where a face has none.
@@ -127,7 +130,7 @@ class Faces:
 
     def image(self, row: int) -> np.ndarray:
         """Face `row` decoded, (H, W, 3) uint8 RGB."""
-        return decode_face(self.images[row].as_buffer())
+        return decode_face(self.images[int(self.place[row])].as_buffer())
 
 
 def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
@@ -163,6 +166,7 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
         group=text["group"],
         status=text["status"],
         usable=table["image_hash"].is_valid().to_numpy(zero_copy_only=False),
+        place=np.arange(len(table)),
         images=encoded,
     )
 

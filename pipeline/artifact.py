@@ -4,6 +4,7 @@ A folder without a manifest is unfinished, whatever else it holds. The manifest 
 artifact with its size and blake2b digest, the classes in order, the settings, and what it was made from.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -29,6 +30,9 @@ STAGE_OF = {
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary sibling to write to; it becomes `path` in one rename, or vanishes if the body fails."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if not _is_alive(left):  # of a process that was killed
+            left.unlink(missing_ok=True)
     try:
         yield part
         with open(part, "rb") as written:
@@ -37,6 +41,23 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is one that `replacing` had not finished."""
+    return path.name.startswith(".") and path.name.endswith(".part")
+
+
+def _is_alive(part: Path) -> bool:
+    """Whether the process whose number a temporary file's name holds is there; the file of another user's is."""
+    number = part.name.split(".")[-2]
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,7 +149,10 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         raise FerError(f"{folder / DIGEST} is missing; restore it, or remove {folder} and run {stage} again")
     stated = (folder / DIGEST).read_bytes().split(b"\n")
     if hashlib.blake2b(text, digest_size=32).hexdigest().encode() not in stated[:2]:
-        raise FerError(f"{path} was changed after it was written (see {DIGEST}); restore it, or remove {folder} and run {stage} again")
+        raise FerError(
+            f"{path} was changed after it was written (see {DIGEST}); "
+            f"restore it, or remove {folder} and run {stage} again"
+        )
     return manifest
 
 
@@ -156,10 +180,13 @@ def refuse_other(
         was = manifest["settings"].get(name, now)
         if was != now:
             raise FerError(f"{folder} is finished with other settings ({name} {was}, now {now}); {remedy}")
+    for name in manifest["made_from"]:
+        if name not in made_from:
+            raise FerError(f"{folder} was also made from {name} {manifest['made_from'][name]['path']}; {remedy}")
 
 
-def check_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Every file of the artifact is there with its size; digests are `fer cache verify`'s work."""
+def check_files(folder: Path, manifest: dict[str, Any], digests: bool = False) -> None:
+    """Every file of the artifact is there with its size, and with `digests` byte for byte what was written."""
     for name, entry in manifest["files"].items():
         path = folder / name
         stage = STAGE_OF[manifest["kind"]]
@@ -168,6 +195,11 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
         if path.stat().st_size != entry["bytes"]:
             raise FerError(
                 f"{path} has {path.stat().st_size} bytes instead of {entry['bytes']}; "
+                f"restore it, or remove {folder} and run {stage} again"
+            )
+        if digests and digest_file(path) != entry["blake2b"]:
+            raise FerError(
+                f"{path} is damaged, or was changed after it was written; "
                 f"restore it, or remove {folder} and run {stage} again"
             )
 

@@ -14,7 +14,7 @@ from efficientface import FerError
 from efficientface.cache.distributions import Distributions
 from efficientface.cache.hdf5 import check_digest, check_hdf5_names, read_hdf5, read_header, write_hdf5
 from efficientface.cache.parquet import read_shard, read_shards, write_shard
-from efficientface.pipeline.artifact import VERSION, check_files, read_manifest, replacing, write_manifest
+from efficientface.pipeline.artifact import MANIFEST, VERSION, check_files, read_manifest, replacing, write_manifest
 from efficientface.pipeline.progress import progress
 
 ONE_FILE = "distributions.h5"
@@ -95,9 +95,15 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> None:
         )
 
 
+def asked_teachers(manifest: dict[str, Any]) -> list[dict[str, str]]:
+    """How a cache's manifest refers to the teachers that were asked, in their order: that of fold K is the K-th."""
+    names = [name for name in manifest["made_from"] if name.partition("-")[0] == "teacher"]
+    return [manifest["made_from"][name] for name in sorted(names, key=lambda name: int(name.partition("-")[2] or 0))]
+
+
 def cache_in(path: Path, manifest: dict[str, Any]) -> Cache:
     """The cache in an artifact folder whose manifest is read already."""
-    check_files(path, manifest)
+    check_files(path, manifest, digests=True)
     names = sorted(manifest["files"])
     tables = [name for name in names if name.endswith(".parquet")]
     if tables:
@@ -131,6 +137,8 @@ def convert(source: Path, target: Path) -> dict[str, Any]:
     """
     if target.exists():
         raise FerError(f"{target} exists; give another name, or remove it")
+    if (target.parent / MANIFEST).exists():
+        raise FerError(f"{target.parent} is an artifact, nothing is added to it; write {target.name} elsewhere")
     cache = open_cache(source)
     keys = cache.read(views=False)  # ids unique over all shards, and every distribution one
     target.parent.mkdir(parents=True, exist_ok=True)

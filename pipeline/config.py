@@ -77,6 +77,8 @@ class TeachConfig(TrainConfig):
         weights = parse_source(self.source)
         if self.folds and "ldg" not in weights:
             raise FerError(f"--folds trains teachers, but --source {self.source} asks none; leave one of them out")
+        if self.calibrate and self.source != "ldg":
+            raise FerError(f"--calibrate is about a teacher's answers, not about --source {self.source}; leave it out")
         if self.folds:
             _within("--folds", self.folds, 2, 100)
         _one_of("--format", self.format, ("parquet", "hdf5"))

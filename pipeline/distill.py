@@ -98,16 +98,23 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
 
 
 def read_distributions(cache: Path, inputs: Inputs) -> Distributions:
-    """A run's cache, refused if it disagrees with faces/ in classes, faces or pictures.
+    """A run's cache, refused if it disagrees with faces/ in classes, faces, pictures, splits or labels.
 
-    A cache of votes or labels has no distribution for faces without them; that is told where such a face is needed.
+    A cache of votes or labels has no distribution for faces without them: those are not trained on.
     """
     opened = open_cache(cache)
     cached = opened.read().in_order_of(inputs.faces.classes, str(cache))
     faces = inputs.faces
     if opened.manifest["facts"].get("left_out"):
         faces = faces.select(np.isin(faces.face_id, cached.face_id))
-    cached.rows_of(faces.face_id, faces.image_hash, str(cache))
+    rows = cached.rows_of(faces.face_id, faces.image_hash, str(cache))
+    for what, was, now in (("split", cached.split, faces.split), ("label", cached.label, faces.label)):
+        other = np.flatnonzero(was[rows] != now)
+        if len(other):
+            raise FerError(
+                f"{cache} was made when {len(other):,} of {len(faces):,} faces had another {what}, first "
+                f"{faces.face_id[other[0]]}; run fer teach with --cache NAME and give that"
+            )
     return cached
 
 
@@ -168,6 +175,15 @@ def training_faces(inputs: Inputs, cached: Distributions | None, config: Distill
     train = inputs.labelled("train")
     if config.loss == "sll":
         check_classes(train, inputs.folder)
+    if cached is not None:
+        known = np.isin(train.face_id, cached.face_id)
+        if not known.any():
+            raise FerError(
+                f"none of the {len(train):,} labelled training faces has a distribution; give another --cache"
+            )
+        if not known.all():
+            log.info("student: %d of %d faces have no distribution and are left out", (~known).sum(), len(train))
+        train = train.select(known)
     return train
 
 

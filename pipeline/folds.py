@@ -13,19 +13,26 @@ from efficientface.data.faces import Faces
 def assign_folds(faces: Faces, folds: int, seed: int) -> np.ndarray:
     """(N,) int8: of each labelled training face its fold, 0 to folds - 1; UNSEEN of all others.
 
-    Folds are stratified by label. Faces of one group, and equal pictures, stay together.
+    Folds are stratified by label. Faces of one group, and equal pictures, stay together; a face that is not trained
+    on but equals a picture or is of a group that is, in another split say, has the fold of that.
     """
     fold = np.full(len(faces), UNSEEN, np.int8)
     rows = np.flatnonzero((faces.split == "train") & (faces.label >= 0))
-    together = kept_together(faces.select(rows))
+    linked = kept_together(faces)
+    together = linked[rows]
     if len(np.unique(together)) < folds:
         raise FerError(
             f"the {len(rows)} labelled training faces are of {len(np.unique(together))} groups, too few for "
             f"--folds {folds}; give fewer folds"
         )
+    largest = int(np.bincount(faces.label[rows]).max())
+    if largest < folds:
+        raise FerError(
+            f"no class has as many training faces as --folds {folds}, the largest has {largest}; give fewer folds"
+        )
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, faces.label[rows], together)
     for number, (_, held_out) in enumerate(split):
-        fold[rows[held_out]] = number
+        fold[np.isin(linked, together[held_out])] = number
     return fold
 
 

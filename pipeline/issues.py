@@ -27,7 +27,7 @@ def issues(path: Path, top: int = 20) -> dict[str, Any]:
         raise FerError(f"--top {top} is out of range; give a number from 1")
     cache = open_cache(path)
     cached = cache.read(views=False)
-    unseen = cached.select(fit_to_judge(cached, path))
+    unseen = cached.select(fit_to_judge(cached, cache.manifest, path))
     wrong = label_issues(unseen, path)
     ambiguous = most_ambiguous(unseen, len(unseen))
     votes = label_votes(cache.folder, cache.manifest, unseen)
@@ -49,14 +49,20 @@ def issues(path: Path, top: int = 20) -> dict[str, Any]:
     }
 
 
-def likely_label_errors(cached: Distributions, path: Path) -> np.ndarray:
+def likely_label_errors(cached: Distributions, manifest: dict[str, Any], path: Path) -> np.ndarray:
     """Rows of `cached` whose label is likely wrong, the likeliest first; FerError where that cannot be told."""
-    rows = fit_to_judge(cached, path)
+    rows = fit_to_judge(cached, manifest, path)
     return rows[label_issues(cached.select(rows), path)]
 
 
-def fit_to_judge(cached: Distributions, path: Path) -> np.ndarray:
+def fit_to_judge(cached: Distributions, manifest: dict[str, Any], path: Path) -> np.ndarray:
     """Rows of the labelled faces that were answered by teachers that had not trained on them."""
+    source = manifest["settings"].get("source", "ldg")
+    if source != "ldg":
+        raise FerError(
+            f"{path} holds {source}, and labels or votes in a distribution say nothing against the label; "
+            "give a cache of --source ldg, best one of fer teach --folds 5 --cache oof"
+        )
     labelled, training = cached.label >= 0, cached.split == "train"
     unseen = labelled & ((cached.fold >= 0) | (cached.fold == UNSEEN))
     if training.any() and not (unseen & training).any() and (cached.fold[training] == SEEN).any():

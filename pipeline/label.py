@@ -23,9 +23,11 @@ from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
 from efficientface.pipeline.artifact import (
+    check_files,
     describe,
     digest_of,
     is_finished,
+    is_part,
     read_manifest,
     reference_to,
     refuse_other,
@@ -33,8 +35,8 @@ from efficientface.pipeline.artifact import (
     write_json,
     write_manifest,
 )
-from efficientface.pipeline.caches import ONE_FILE, assemble, open_cache
-from efficientface.pipeline.checkpoint import CONFIG, load_model
+from efficientface.pipeline.caches import ONE_FILE, asked_teachers, assemble, open_cache
+from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.config import TeachConfig, parse_source
 from efficientface.pipeline.inputs import Inputs
 from efficientface.pipeline.metrics import SMALLEST, calibration_error
@@ -140,9 +142,10 @@ def cache_distributions(
         form = "hdf5" if ONE_FILE in manifest["files"] else "parquet"
         was, now = manifest["settings"] | {"format": form}, settings | {"format": config.format}
         refuse_other(out, {**manifest, "settings": was}, made_from, now, OTHERWISE)
+        check_files(out, manifest)
         if leads():
             clear(out, manifest)
-            if config.calibrate and "calibration" not in manifest["facts"]:
+            if config.calibrate and manifest["facts"].get("calibration", {}).get("chosen_on") != config.choose_on:
                 calibrate_finished(out, manifest, config.choose_on)
         meet()
         log.info("distributions: already cached, %s", out)
@@ -158,11 +161,6 @@ def cache_distributions(
     meet()
     known = said_without_teacher(inputs.faces, weights)
     sayable = np.isfinite(known).all(1)
-    if not sayable.any():
-        raise FerError(
-            f"--source {config.source} says nothing about any of the {len(sayable):,} faces of {inputs.folder}; "
-            "align a source with votes or labels, or give --source ldg"
-        )
     if not sayable.all():
         log.info(
             "distributions: %s of %s faces left out, without votes or a label",
@@ -274,8 +272,18 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
         told["settings"] = {**settings, "views": before + more}
         told["facts"] = {**manifest["facts"], "views": before + more}
         clear(out, write_manifest(out, "distributions", files=names, **told))
+        shutil.rmtree(out / ADDING)
     meet()
     return summary(read_manifest(out, "distributions"), out)
+
+
+def check_source(inputs: Inputs, source: str) -> None:
+    """FerError if the source says nothing about any face: to be known before a teacher is trained."""
+    if not np.isfinite(said_without_teacher(inputs.faces, parse_source(source))).all(1).any():
+        raise FerError(
+            f"--source {source} says nothing about any of the {len(inputs.faces):,} faces of {inputs.folder}; "
+            "align a source with votes or labels, or give --source ldg"
+        )
 
 
 def rows_of(faces: Faces, part: Distributions) -> np.ndarray:
@@ -305,10 +313,8 @@ def teacher_references(folders: Sequence[Path], out: Path) -> dict[str, dict[str
 
 def teachers_of(out: Path, manifest: dict[str, Any]) -> list[Path]:
     """The teachers' folders that a cache's manifest names, in their order; FerError if one is another now."""
-    names = [name for name in manifest["made_from"] if name.partition("-")[0] == "teacher"]
     folders = []
-    for name in sorted(names, key=lambda name: int(name.partition("-")[2] or 0)):
-        reference = manifest["made_from"][name]
+    for reference in asked_teachers(manifest):
         folder = out / reference["path"]
         if not is_finished(folder) or digest_of(folder) != reference["manifest"]:
             raise FerError(f"{folder} is not the teacher that {out} was made with; restore it")
@@ -350,7 +356,6 @@ def clear(folder: Path, manifest: dict[str, Any]) -> None:
     for path in (*folder.glob("part-*.parquet"), folder / ONE_FILE, folder / PLAN):
         if path.name not in manifest["files"]:
             path.unlink(missing_ok=True)
-    shutil.rmtree(folder / ADDING, ignore_errors=True)
 
 
 def calibrate(cached: Distributions, split: str, folder: Path) -> dict[str, Any]:
@@ -359,7 +364,9 @@ def calibrate(cached: Distributions, split: str, folder: Path) -> dict[str, Any]
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017: T minimises the cross-entropy of
     softmax(log p / T). The stored distributions stay at T = 1.
     """
-    judge = cached.select((cached.split == split) & (cached.label >= 0))
+    # of folds, the answers of single teachers: a mean of them is less sure of itself
+    out_of_fold = cached.fold >= 0
+    judge = cached.select((out_of_fold if out_of_fold.any() else cached.split == split) & (cached.label >= 0))
     if not len(judge):
         raise FerError(f"{folder} has no labelled faces in split {split} to calibrate on; give another --choose-on")
 
@@ -380,7 +387,8 @@ def calibrate(cached: Distributions, split: str, folder: Path) -> dict[str, Any]
         )  # fmt: skip
     return {
         "temperature": temperature,
-        "split": split,
+        "chosen_on": split,
+        "split": "train, out of fold" if out_of_fold.any() else split,
         "faces": len(judge),
         "ece_before": error(1.0),
         "ece_after": error(temperature),
@@ -404,36 +412,48 @@ def calibrate_finished(out: Path, manifest: dict[str, Any], split: str) -> None:
 
 
 def check_teacher(teachers: "Teachers", inputs: Inputs, split: str) -> dict[str, Any]:
-    """The teacher's accuracy on a split; FerError if it is no better than guessing.
+    """The teacher's accuracy on a split; FerError if it is no better than guessing or always says the same.
 
     A permuted class order is the field's most common silent failure, so the permutation that would mend the answers,
-    if one would, is named.
+    if one would, is named: one that does better than the best does on any of a thousand shuffles of the labels.
     """
     judge = inputs.labelled(split)
     nobody = np.full(len(judge), UNSEEN, np.int8)
     answers = teachers.ask(judge, *canonical(len(judge), inputs.facts["crop"]), nobody)[:, 0]
     count, classes = len(judge), judge.classes
-    accuracy = float((answers.argmax(1) == judge.label).mean())
-    chance = 1 / len(classes)
-    if accuracy > chance:
-        return {"accuracy": accuracy, "accuracy_on": split, "faces": count}
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(confusion, (judge.label, answers.argmax(1)), 1)
-    truth, answered = linear_sum_assignment(-confusion)
-    mended = confusion[truth, answered].sum() / count
+    there = confusion.sum(1) > 0
+    recall = float((confusion.diagonal()[there] / confusion.sum(1)[there]).mean())
+    chance = 1 / int(there.sum())
+    if recall > chance:
+        return {"accuracy": float(confusion.trace() / count), "accuracy_on": split, "faces": count}
     message = (
-        f"the teacher is right about {accuracy:.1%} of {count} {split} faces, "
-        f"no better than guessing among {len(classes)} classes ({chance:.1%})"
+        f"the teacher is right about {recall:.1%} of a class's {split} faces on average ({count} faces), "
+        f"no better than guessing among {int(there.sum())} classes ({chance:.1%})"
     )
-    # three standard errors: the best of all permutations is above chance by luck alone
-    if mended > chance + 3 * np.sqrt(chance * (1 - chance) / count) and mended > 2 * accuracy:
-        meant = {classes[a]: classes[t] for t, a in zip(truth, answered, strict=True)}
-        named = ", ".join(meant[name] for name in (classes[k] for k in range(len(classes))))
+    meant, mended = best_permutation(confusion)
+    rng = np.random.default_rng(0)
+    by_luck = np.zeros_like(confusion)
+    luckiest = 0
+    for _ in range(1000):
+        by_luck[:] = 0
+        np.add.at(by_luck, (rng.permutation(judge.label), answers.argmax(1)), 1)
+        luckiest = max(luckiest, best_permutation(by_luck)[1])
+    if mended > luckiest:
         raise FerError(
-            f"{message}; its answers would be {mended:.1%} right if its classes, now read as {', '.join(classes)}, "
-            f"were {named}: correct `classes` in its {CONFIG}, or the labels"
+            f"{message}; its answers would be {mended / count:.1%} right if its classes, now read as "
+            f"{', '.join(classes)}, were {', '.join(classes[k] for k in meant)}: were the labels or the teacher's "
+            "classes in another order? Align again with the right ones, or train another teacher"
         )
     raise FerError(f"{message}; train it longer (--epochs), at a larger --size or with another --lr")
+
+
+def best_permutation(confusion: np.ndarray) -> tuple[list[int], int]:
+    """Of a confusion matrix (labels, answers), what each answer should mean for most faces to be right; how many."""
+    truth, answered = linear_sum_assignment(-confusion)
+    meant = dict(zip(answered.tolist(), truth.tolist(), strict=True))
+    return [meant[k] for k in range(len(confusion))], int(confusion[truth, answered].sum())
 
 
 def class_order(answered: list[str], wanted: tuple[str, ...], teacher: Path) -> list[int]:
@@ -449,11 +469,23 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     """Start labelling, or go on with the same plan; shards of another plan are never mixed in."""
     path = folder / PLAN
     if path.exists():
-        begun = {**json.loads(path.read_text()), "format": plan["format"]}  # the shards are the same for both
-        if begun != json.loads(json.dumps(plan)):
-            log.info("distributions: begun with another teacher or other settings; starting again")
-            shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()):
+        try:
+            begun = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError):
+            raise FerError(f"{path} is damaged; remove {folder} and run fer teach again") from None
+        given = json.loads(json.dumps(plan))
+        for part, was, now in (
+            ("settings", begun.get("settings", {}), given["settings"]),
+            ("made_from", begun.get("made_from", {}), given["made_from"]),
+        ):
+            for name in sorted(was.keys() | now.keys()):
+                if was.get(name) != now.get(name):
+                    other = f"{name} {was.get(name)}, now {now.get(name)}" if part == "settings" else f"another {name}"
+                    raise FerError(
+                        f"{folder} was begun with other settings ({other}); give the same to go on, or remove it to "
+                        "start again"
+                    )
+    elif folder.exists() and not all(is_part(path) for path in folder.iterdir()):
         raise FerError(f"{folder} has files but neither {PLAN} nor a manifest; move them away and run fer teach again")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, plan)

@@ -68,7 +68,7 @@ def run(
         raise FerError(f"{printable(path)} holds {kind}, the page shows distributions; give the folder of fer teach")
     manifest = open_cache(folder).manifest
     cached = read_cached(folder, manifest, views=True)
-    named = likely_errors(cached, folder)
+    named = likely_errors(cached, manifest, folder)
     rows = sample_rows(cached, sample, named)
     data = numbers(folder, manifest, cached)
     home = faces_home(home_of(folder), manifest)
@@ -127,10 +127,10 @@ def tables(result: dict[str, Any]) -> list[Any]:
 # --- which faces get a picture ----------------------------------------------------------------------------------
 
 
-def likely_errors(cached: Distributions, folder: Path) -> np.ndarray | None:
+def likely_errors(cached: Distributions, manifest: dict[str, Any], folder: Path) -> np.ndarray | None:
     """Rows whose label is likely wrong, the likeliest first, as `fer cache issues` names them; None if it cannot."""
     try:
-        return likely_label_errors(cached, folder)
+        return likely_label_errors(cached, manifest, folder)
     except FerError as error:
         log.info("likely label errors are not marked in the page: %s", error)
         return None
@@ -274,6 +274,7 @@ def faces_about(home: Path, cached: Distributions, rows: np.ndarray) -> Faces:
         group=known.group[place],
         status=np.full(len(cached), "found", object),
         usable=same,
+        place=np.arange(len(cached)),
         images=pa.chunked_array([pa.array(images, pa.binary())]),
     )
 

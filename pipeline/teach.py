@@ -16,13 +16,20 @@ from efficientface.cache.hdf5 import check_hdf5_names
 from efficientface.cache.parquet import check_class_names
 from efficientface.data.views import draw_views
 from efficientface.models import build
-from efficientface.pipeline.artifact import is_finished, read_manifest, reference_to, refuse_other, replacing
+from efficientface.pipeline.artifact import (
+    check_files,
+    is_finished,
+    read_manifest,
+    reference_to,
+    refuse_other,
+    replacing,
+)
 from efficientface.pipeline.checkpoint import finish_model
 from efficientface.pipeline.config import TeachConfig, parse_source
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.folds import assign_folds
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
-from efficientface.pipeline.label import TRAINED_ON, add_views, cache_distributions
+from efficientface.pipeline.label import TRAINED_ON, add_views, cache_distributions, check_source
 from efficientface.pipeline.train import MACHINE, Lesson, fit, join_ranks, leads, meet
 
 log = logging.getLogger(__name__)
@@ -40,6 +47,7 @@ def run(run: Path, config: TeachConfig, checkpoints: Sequence[Path] = (), more_v
     prepare(config.device)
     join_ranks(config.device)
     inputs = read_inputs(run)
+    check_source(inputs, config.source)
     (check_hdf5_names if config.format == "hdf5" else check_class_names)(inputs.faces.classes)
     out = run / (f"distributions-{config.cache}" if config.cache else "distributions")
     if more_views:
@@ -75,7 +83,9 @@ def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig, without: np
     made_from = {"faces": reference_to(inputs.folder, folder)}
     if is_finished(folder):
         remedy = "give --checkpoint to use it as it is, or remove it to train anew"
-        refuse_other(folder, read_manifest(folder, "teacher"), made_from, settings, remedy)
+        manifest = read_manifest(folder, "teacher")
+        refuse_other(folder, manifest, made_from, settings, remedy)
+        check_files(folder, manifest)
         log.info("teacher: already trained, %s", folder)
         return
     train, judge = inputs.labelled("train", without), inputs.labelled(config.choose_on)

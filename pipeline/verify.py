@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from efficientface import FerError
-from efficientface.cache.distributions import SEEN, SUM_TOLERANCE, UNSEEN, Distributions, join
+from efficientface.cache.distributions import SUM_TOLERANCE, Distributions, join
 from efficientface.data.faces import classes_of, hash_image, read_faces, read_table
 from efficientface.pipeline.artifact import DIGEST, MANIFEST, data_files, digest_file, digest_of, read_manifest
-from efficientface.pipeline.caches import ONE_FILE, Cache, cache_in, check_manifest, is_file, open_cache
+from efficientface.pipeline.caches import ONE_FILE, Cache, asked_teachers, cache_in, check_manifest, is_file, open_cache
 from efficientface.pipeline.progress import progress
 from efficientface.pipeline.status import sources_of
 
@@ -44,8 +44,8 @@ class Report:
         self.checks.append({"check": check, "state": NOT_CHECKED, "detail": why, "findings": []})
 
 
-def verify(path: Path, teacher: Path | None = None, sample: int = 100, seed: int = 0) -> dict[str, Any]:
-    """Check a cache, a folder or an HDF5 file; with `teacher`, ask it again about `sample` random views.
+def verify(path: Path, teachers: Sequence[Path] = (), sample: int = 100, seed: int = 0) -> dict[str, Any]:
+    """Check a cache, a folder or an HDF5 file; with `teachers`, ask them again about `sample` random views.
 
     Returns the checks, each `ok`, `FAILED`, `noted` or `not checked`, and `ok`: whether none failed.
     """
@@ -64,11 +64,11 @@ def verify(path: Path, teacher: Path | None = None, sample: int = 100, seed: int
         else:
             crop = _faces(cache, keys, report)
         _views(cache, crop, report)
-        if teacher is None:
+        if not teachers:
             report.skip("teacher", "no --teacher given")
         else:
             try:
-                _teacher(cache, keys, teacher, sample, seed, report)
+                _teachers(cache, keys, teachers, sample, seed, report)
             except FerError as error:
                 report.add("teacher", [str(error)], "")
     failed = sum(check["state"] == FAILED for check in report.checks)
@@ -343,15 +343,22 @@ def _faces(cache: Cache, keys: Distributions, report: Report) -> int | None:
         return None
     if not seen.all():
         wrong["distributions without a face"] = keys.face_id[~seen].tolist()
+    left_out = int(cache.manifest["facts"].get("left_out", 0))
+    if left_out and len(wrong.get("faces without a distribution", [])) == left_out:
+        del wrong["faces without a distribution"]  # the source says nothing about them, as the manifest says
     findings += [f"{len(ids)} {what}, first {ids[0]}" for what, ids in wrong.items()]
     changed = " (its manifest is another now)" if source["state"] == "changed" else ""
     fine = f"{int(seen.sum()):,} pictures hashed again, ids, splits and labels as there{changed}"
+    if left_out:
+        fine += f"; {left_out:,} faces left out, without votes or a label"
     report.add("faces", findings, fine)
     return int(made["settings"]["crop"]) if "crop" in made["settings"] else None
 
 
-def _teacher(cache: Cache, keys: Distributions | None, teacher: Path, sample: int, seed: int, report: Report) -> None:
-    """Ask again about random views, one at a time, and compare."""
+def _teachers(
+    cache: Cache, keys: Distributions | None, teachers: Sequence[Path], sample: int, seed: int, report: Report
+) -> None:
+    """Ask again about random views, one at a time, and compare: of a mean of teachers, all of them."""
     from efficientface.pipeline.checkpoint import load_model  # here, because torch takes seconds to import
     from efficientface.pipeline.predict import predict
 
@@ -363,18 +370,28 @@ def _teacher(cache: Cache, keys: Distributions | None, teacher: Path, sample: in
     if made_of != "ldg":
         report.skip("teacher", f"the distributions are {made_of}, not the answers of a teacher alone")
         return
-    model, described = load_model(teacher, "teacher")
-    if set(described["classes"]) != set(keys.classes):
-        report.add("teacher", [f"{teacher} answers for other classes: {', '.join(described['classes'])}"], "")
-        return
-    order = [described["classes"].index(name) for name in keys.classes]
-    findings = []
-    answered, folds = _answered_by(teacher, cache, keys)
-    if not answered:
-        findings.append(f"{teacher} is not the teacher that the cache was made with (its manifest is another)")
-    rows = np.flatnonzero(np.isin(keys.fold, folds))
+    loaded = [load_model(teacher, "teacher") for teacher in teachers]
+    for teacher, (_, described) in zip(teachers, loaded, strict=True):
+        if set(described["classes"]) != set(keys.classes):
+            report.add("teacher", [f"{teacher} answers for other classes: {', '.join(described['classes'])}"], "")
+            return
+    made_with = [reference["manifest"] for reference in asked_teachers(cache.manifest)]
+    strangers = [teacher for teacher in teachers if digest_of(teacher) not in made_with]
+    findings = [
+        f"{teacher} is not the teacher that the cache was made with (its manifest is another)" for teacher in strangers
+    ]
+    # (N, teachers): whether a given teacher's answer is part of a face's distribution
+    asked = np.ones((len(keys), len(teachers)), bool)
+    if not strangers:
+        with_folds = bool((keys.fold >= 0).any())
+        number = np.array([made_with.index(digest_of(teacher)) for teacher in teachers])
+        alone = with_folds & (keys.fold >= 0)
+        asked[alone] = keys.fold[alone, None] == number
+        asked[~alone] = len(set(number)) == len(made_with)  # the mean of all of them
+    rows = np.flatnonzero(asked.any(1))
     if not len(rows):
-        report.skip("teacher", f"no face has an answer of {teacher} alone (fold {', '.join(map(str, folds))})")
+        others = f"{len(made_with)} teachers were asked about every face; give each with --teacher"
+        report.add("teacher", [others], "")
         return
     parts = list(_parts(cache, views=True))
     if len({part.views for part in parts}) > 1:
@@ -388,7 +405,7 @@ def _teacher(cache: Cache, keys: Distributions | None, teacher: Path, sample: in
     faces = read_faces(data_files(folder, read_manifest(folder, "faces")))
     place = {key: row for row, key in enumerate(faces.face_id)}
     known = np.array([key in place for key in keys.face_id[rows]])
-    rows, views = rows[known], views[known]
+    rows, views, asked = rows[known], views[known], asked[rows[known]]
     if not len(rows):
         report.add("teacher", ["none of the sampled faces is in faces/"], "")
         return
@@ -405,23 +422,17 @@ def _teacher(cache: Cache, keys: Distributions | None, teacher: Path, sample: in
     if not inside.all():
         report.add("teacher", [f"{int((~inside).sum())} of the sampled boxes are not inside the face"], "")
         return
-    asked = {name: described[name] for name in ("size", "mean", "std")}
-    answers = predict(model, shown, boxes, flips, batch=1, **asked)[:, 0, order]
+    answers = np.zeros((len(rows), len(keys.classes)))
+    for k, (model, described) in enumerate(loaded):
+        order = [described["classes"].index(name) for name in keys.classes]
+        seen_as = {name: described[name] for name in ("size", "mean", "std")}
+        answer = predict(model, shown, boxes, flips, batch=1, **seen_as)[:, 0, order]
+        answers += answer * (asked[:, k] / asked.sum(1))[:, None]
     difference = float(np.abs(answers - stored).max())
     told = f"{len(rows)} views answered again, largest difference {difference:.1e}"
     if not difference <= TEACHER_TOLERANCE:
         findings.append(told)
     report.add("teacher", findings, told)
-
-
-def _answered_by(teacher: Path, cache: Cache, keys: Distributions) -> tuple[bool, list[int]]:
-    """Whether the teacher is one that the cache was made with, and the values of `fold` of what it answered alone."""
-    digest, made_from = digest_of(teacher), cache.manifest["made_from"].values()
-    named = any(isinstance(reference, dict) and reference.get("manifest") == digest for reference in made_from)
-    fold = teacher.resolve().name.removeprefix("fold-")  # teacher/fold-K, of the faces that it had not seen
-    if fold.isdecimal():
-        return named, [int(fold)]
-    return named, [SEEN] if (keys.fold >= 0).any() else [SEEN, UNSEEN]  # with folds, UNSEEN is a mean of several
 
 
 def tables(result: dict[str, Any]) -> list[Any]:

@@ -291,16 +291,17 @@ def test_a_teacher_of_a_fold_is_asked_about_its_own_faces(taught):
     shutil.rmtree(folder)
     cached = replace(whole, fold=fold, canonical=spoiled).select(np.arange(60))
     views = {name: getattr(cached, name)[:, :0] for name in ("view_box", "view_flip", "view_distribution")}
-    made_from = {"faces": references["faces"], "fold-1": reference_to(teacher, folder)}
+    other = {"path": "../teacher/fold-0", "manifest": "0" * 64}
+    made_from = {"faces": references["faces"], "teacher-0": other, "teacher-1": reference_to(teacher, folder)}
     write_cache(folder, replace(cached, **views), 1, made_from)
-    told = verify(folder, teacher, 40)["checks"][-1]
+    told = verify(folder, [teacher], 40)["checks"][-1]
     assert told["state"] == "ok", told
 
     shutil.rmtree(folder)
     write_cache(folder, replace(cached, **views), 1, {"faces": references["faces"]})
-    assert verify(folder, teacher, 40)["checks"][-1]["findings"] == [
+    assert verify(folder, [teacher], 40)["checks"][-1]["detail"] == (
         f"{teacher} is not the teacher that the cache was made with (its manifest is another)"
-    ]
+    )
 
 
 # --- diff

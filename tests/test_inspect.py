@@ -668,7 +668,8 @@ def test_a_changed_manifest_is_damage(whole):
     row = found("status", whole)["stages"][3]
     assert (row["stage"], row["state"]) == ("students/ldl", "damaged")
     assert row["detail"] == (
-        f"{path} was changed after it was written (see manifest.blake2b); restore it, or remove {path.parent} and run fer distill again"
+        f"{path} was changed after it was written (see manifest.blake2b); "
+        f"restore it, or remove {path.parent} and run fer distill again"
     )
     assert next_of(whole) == "rm -r RUN/students/ldl && fer distill RUN"
 

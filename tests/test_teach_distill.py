@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,11 +13,14 @@ import torch
 from click.testing import CliRunner
 from conftest import CLASSES, write_faces
 
+from efficientface import FerError
 from efficientface.cli import cli
 from efficientface.data.faces import read_faces
 from efficientface.data.views import draw_views
 from efficientface.pipeline import label as labelling
 from efficientface.pipeline.artifact import DIGEST, MANIFEST, digest_file
+from efficientface.pipeline.config import TeachConfig
+from efficientface.pipeline.inputs import read_inputs
 
 COMMON = ["--size", "32", "--schedule", "onecycle", "--min-area", "0.5"]
 # small batches: batch norm's running statistics need some fifty steps before they are worth judging by
@@ -169,8 +173,8 @@ def test_a_permuted_class_list_is_found_and_its_remedy_named(original, tmp_path)
     message = refused(fer("teach", run, "--checkpoint", run / "teacher"))
     assert message.startswith("the teacher is right about ")
     assert message.endswith(
-        "if its classes, now read as neutral, happiness, sadness, were sadness, neutral, happiness: "
-        "correct `classes` in its config.json, or the labels"
+        "if its classes, now read as neutral, happiness, sadness, were sadness, neutral, happiness: were the labels "
+        "or the teacher's classes in another order? Align again with the right ones, or train another teacher"
     )
 
 
@@ -179,9 +183,37 @@ def test_a_teacher_that_only_guesses_is_refused(original, tmp_path, monkeypatch)
     shutil.rmtree(run / "distributions")
     monkeypatch.setattr(labelling, "predict", lambda model, faces, *a, **k: np.full((len(faces), 1, 3), 1 / 3))
     assert refused(fer("teach", run, *TEACH, "--views", 3)) == (
-        "the teacher is right about 33.3% of 12 val faces, no better than guessing among 3 classes (33.3%); "
-        "train it longer (--epochs), at a larger --size or with another --lr"
+        "the teacher is right about 33.3% of a class's val faces on average (12 faces), no better than guessing among "
+        "3 classes (33.3%); train it longer (--epochs), at a larger --size or with another --lr"
     )
+
+
+def test_a_permutation_is_not_made_out_of_luck(run, monkeypatch):
+    """Of the six orders of three classes the best always beats guessing; that alone accuses nobody."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(labelling, "predict", lambda model, faces, *a, **k: rng.dirichlet(np.ones(3), (len(faces), 1)))
+    inputs = read_inputs(run)
+    teachers = labelling.load_teachers([run / "teacher"], inputs.faces.classes, TeachConfig())
+    told = []
+    for _ in range(40):
+        try:
+            labelling.check_teacher(teachers, inputs, "val")
+        except FerError as error:
+            told.append("were the labels" in str(error))
+    assert len(told) >= 10
+    assert not any(told)
+
+
+def test_a_teacher_that_always_says_the_same_is_refused(run, monkeypatch):
+    """Though most faces may be of what it says."""
+    inputs = read_inputs(run)
+    faces = inputs.faces
+    happy = replace(faces, label=np.where(faces.split == "val", np.minimum(faces.label, 1), faces.label))
+    constant = np.array([[[0.2, 0.6, 0.2]]], np.float32)
+    monkeypatch.setattr(labelling, "predict", lambda model, faces, *a, **k: constant.repeat(len(faces), 0))
+    teachers = labelling.load_teachers([run / "teacher"], happy.classes, TeachConfig())
+    with pytest.raises(FerError, match=r"right about 50\.0% of a class's val faces on average .* among 2 classes"):
+        labelling.check_teacher(teachers, replace(inputs, faces=happy), "val")
 
 
 def test_a_teacher_of_other_classes_is_refused(original, tmp_path):
@@ -292,7 +324,8 @@ def test_a_changed_manifest_is_noticed(run):
     path = run / "faces" / MANIFEST
     path.write_text(path.read_text().replace('"crop": 64', '"crop": 65'))
     assert refused(fer("distill", run, *DISTILL)) == (
-        f"{path} was changed after it was written (see manifest.blake2b); restore it, or remove {run}/faces and run fer align again"
+        f"{path} was changed after it was written (see manifest.blake2b); "
+        f"restore it, or remove {run}/faces and run fer align again"
     )
 
 
