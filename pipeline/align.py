@@ -29,7 +29,8 @@ from efficientface.data.detect import WEIGHTS, Detection, Detector
 from efficientface.data.faces import STATUSES, decode_face, face_table, hash_image, schema
 from efficientface.data.geometry import head_pose, scale_of, similarity, template, transform
 from efficientface.data.photos import Unreadable, decode_photo, is_grey, read_bytes
-from efficientface.data.sources import Source, assign_splits, read_source
+from efficientface.data.sources import Source, read_source
+from efficientface.data.splits import assign_splits
 from efficientface.pipeline.artifact import (
     DIGEST,
     MANIFEST,
