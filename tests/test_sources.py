@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+from small_sources import column, put, refusal, write
 
 from efficientface import FerError
 from efficientface.data.layouts.ferplus import FERPLUS_COLUMNS, ferplus_distribution, ferplus_majority
@@ -12,29 +13,6 @@ from efficientface.data.sources import read_source
 from efficientface.data.splits import assign_splits
 
 ORDERS = "raf-db, raf-db-compound, raf-db-from-0, efficientface, affectnet-7, affectnet-8, caer-s, fer2013 or ferplus"
-
-
-def put(root, *files):
-    for file in files:
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).touch()
-    return root
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
-
-
-def column(source, name):
-    return source.rows[name].tolist()
-
-
-def refusal(*args, **options):
-    with pytest.raises(FerError) as error:
-        read_source(*args, **options)
-    return str(error.value)
 
 
 # --- class folders ---
@@ -98,7 +76,8 @@ def test_numbered_class_folders_need_the_names_in_order(tmp_path):
     put(tmp_path, "train/0/a.jpg", "train/1/b.jpg", "train/1/c.jpg")
     assert refusal(tmp_path) == (
         f"{tmp_path}: label '0' of 1 image (first train/0/a.jpg; 1 other label too): the order of integer labels "
-        f"is unknown; give --classes with the class names in that order, beginning with the name of 0, or one of {ORDERS}"
+        "is unknown; give --classes with the class names in that order, beginning with the name of 0, "
+        f"or one of {ORDERS}"
     )
     source = read_source(tmp_path, classes=["surprise", "Happy"])
     assert source.classes == ("happiness", "surprise")

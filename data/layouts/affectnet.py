@@ -42,7 +42,7 @@ def _tables(path: Path) -> list[Path]:
 def _begins_with_a_photograph(table: Path) -> bool:
     """Whether the first line is that of the release, or of a copy without its header."""
     try:
-        first = header_of(table)
+        first = header_of(table, ",")  # landmarks are divided by semicolons
     except FerError:
         return False
     return len(first) == len(COLUMNS) and (first[0] == COLUMNS[0] or "/" in first[0])
@@ -63,7 +63,7 @@ def read_2017(path: Path, asked: Asked) -> Listing:
     found = images_below(path, start=below)
     listing = Listing(path, path, [], [], [], notes=[VAL_IS_TEST], published=published.AFFECTNET)
     for table in tables:
-        header = header_of(table)
+        header = header_of(table, ",")
         if len(header) != len(COLUMNS):
             raise FerError(f"{table} has {len(header)} columns; AffectNet's have {len(COLUMNS)}: {', '.join(COLUMNS)}")
         named = header[0] == COLUMNS[0]

@@ -13,7 +13,7 @@ import pyarrow.csv
 
 from efficientface import FerError
 from efficientface.data.labels import FER2013
-from efficientface.data.layouts.files import images, suffix
+from efficientface.data.layouts.files import images, plural, suffix
 from efficientface.data.layouts.folders import folders_in, holds, read_folders
 from efficientface.data.layouts.listing import Asked, Listing
 from efficientface.data.layouts.published import FER_2013
@@ -103,7 +103,7 @@ def _labels(table: Path, rows: pd.DataFrame) -> list[str | None]:
     bad = [place for place, number in enumerate(numbers) if number not in known]
     if bad:
         raise FerError(
-            f"{table}: {len(bad):,} rows with an emotion that FER2013 does not have (first row {bad[0]}: "
+            f"{table}: {plural(len(bad), 'row')} with an emotion that FER2013 does not have (first row {bad[0]}: "
             f"{numbers[bad[0]]!r}); they are 0 to {len(FER2013) - 1}"
         )
     return [known[number] for number in numbers]

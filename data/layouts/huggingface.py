@@ -83,12 +83,13 @@ def read_huggingface(path: Path, asked: Asked) -> Listing:
     if not tables:
         raise FerError(f"{path} holds no Parquet file with a column of images (structs of bytes and path)")
     listing = Listing(path.parent if path.is_file() else path, path, [], [], [])
-    columns = _columns(next(iter(tables)), asked)
+    first, columns = next((table, _columns(table, asked)) for table in tables)
+    for table in tables:
+        if _columns(table, asked) != columns:
+            raise FerError(f"{table} has other columns than {first}; give one data set at a time")
     places: dict[str, tuple[Path, str, int, int]] = {}
     texts, by_name = [], []
     for table, image in tables.items():
-        if _columns(table, asked) != columns:
-            raise FerError(f"{table} has other columns than {next(iter(tables))}; give one data set at a time")
         rows = read_columns(table, parquet_schema(table).names, named(columns))
         below = table.relative_to(listing.root)
         files = _names(table, image, below.as_posix())
@@ -115,10 +116,10 @@ def _columns(table: Path, asked: Asked) -> dict[str, list[str]]:
 
 def _names(table: Path, image: str, below: str) -> list[str]:
     """A name for each row: the table's path, the row, and the image's own file name where it has one."""
-    if pq.read_schema(table).field(image).type.get_field_index("path") < 0:
-        own = [None] * pq.read_metadata(table).num_rows
-    else:
-        own = pc.struct_field(pq.read_table(table, columns=[f"{image}.path"])[image], "path").to_pylist()
+    with pq.ParquetFile(table) as file:
+        own = [None] * file.metadata.num_rows
+        if file.schema_arrow.field(image).type.get_field_index("path") >= 0:
+            own = pc.struct_field(file.read(columns=[f"{image}.path"])[image], "path").to_pylist()
     # the last component only: what else stands there is a path on someone's disk
     ends = [(name or "").replace("\\", "/").rpartition("/")[2] for name in own]
     return [f"{below}/{row}" + (f"/{end}" if end.strip(".") else "") for row, end in enumerate(ends)]

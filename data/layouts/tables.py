@@ -139,12 +139,12 @@ def _only_table(folder: Path, wanted: Wanted | None) -> Path:
     return fitting[0]
 
 
-def header_of(table: Path) -> list[str]:
+def header_of(table: Path, separator: str | None = None) -> list[str]:
     """The names of the columns, as spelt there."""
     if suffix(table.name) == "parquet":
         return list(parquet_schema(table).names)
     text = _first_line(table)
-    return next(csv.reader([text], delimiter=_separator(text)))
+    return next(csv.reader([text], delimiter=separator or _separator(text)))
 
 
 def _first_line(table: Path) -> str:
