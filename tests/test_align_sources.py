@@ -165,12 +165,12 @@ def test_an_image_of_the_crops_size_stays_as_it_is(aligned):
 def test_other_sizes_are_resized_and_other_shapes_filled_up(aligned):
     large = decode_face(aligned["train/sad/half.png"]["image"]["bytes"]).astype(int)
     assert large.shape == (48, 48, 3)
-    assert (
-        np.abs(large - cv2.resize(cv2.resize(NOISE[1], (24, 24)), (48, 48), interpolation=cv2.INTER_CUBIC)).max() <= 3
-    )
+    half = cv2.resize(NOISE[1], (24, 24))
+    assert np.abs(large - cv2.resize(half, (48, 48), interpolation=cv2.INTER_CUBIC)).max() <= 3
     wide = decode_face(aligned["train/happy/wide.png"]["image"]["bytes"])
     assert np.array_equal(wide[12:36], NOISE[2][:24])
-    assert (wide[:12] == NOISE[2][0]).all() and (wide[36:] == NOISE[2][23]).all()
+    assert (wide[:12] == NOISE[2][0]).all()
+    assert (wide[36:] == NOISE[2][23]).all()
     assert aligned["train/sad/speck.png"]["reason"] == "9.0 pixels, less than 16"
 
 
@@ -254,7 +254,8 @@ def test_photographs_in_two_splits_are_told_and_listed(tmp_path, caplog):
         "Both in test and in train: 1 photograph byte for byte and 1 nearly; 1 with another label "
         f"(first test/happy/copy of 0.png and train/sad/0.png; all in {tmp_path / 'run/duplicates.csv'})."
     )
-    assert told in summary["notes"] and told in caplog.text
+    assert told in summary["notes"]
+    assert told in caplog.text
     listed = pd.read_csv(tmp_path / "run/duplicates.csv")
     assert listed[["face_id", "label", "twin", "twin_label"]].values.tolist() == [
         ["test/happy/copy of 0.png", "happiness", "train/sad/0.png", "sadness"],

@@ -3,7 +3,9 @@
 The two name the same photographs differently, and no table between the names was published.
 """
 
+import io
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -135,13 +137,19 @@ def _by_index(path: Path, folder: str, index: Path, found: Found) -> tuple[list[
     return files, _names_of(index, list(rows["exp"]), files), [f"{folder} is labelled by {index.name}.", *notes]
 
 
+@cache
+def _number(npy: bytes) -> str:
+    """The number in an annotation, as text; 290,000 files hold some ten different ones."""
+    return str(int(np.load(io.BytesIO(npy), allow_pickle=False)))
+
+
 def _by_annotations(folder: Path, files: list[str]) -> tuple[list[str | None], list[str]]:
     """The label of each image by its `_exp.npy`, a number or a number as text; None where there is none."""
     codes: list[str | None] = []
     for file in files:
         path = folder / f"{Path(file).stem}_exp.npy"
         try:
-            codes.append(str(int(np.load(path, allow_pickle=False))))
+            codes.append(_number(path.read_bytes()))
         except FileNotFoundError:
             codes.append(None)
         except (OSError, ValueError, TypeError, EOFError) as error:
