@@ -9,10 +9,7 @@ import numpy as np
 import pandas as pd
 
 SIDE = 16
-# Of the 256 bits. On 2,254 photographs of faces and 3,579 of FER+, halving, doubling or compressing anew (JPEG quality
-# 50) changes 20 bits or fewer in 95 of 100 cases, mostly 2 to 13; of nine million pairs of two photographs, the only
-# ones within 16 bits are FER+'s own copies.
-NEAR = 16
+NEAR = 16  # of the 256 bits: what that finds and misses was measured, see docs/datasets.md
 
 
 def dhash(image: np.ndarray) -> str:

@@ -191,6 +191,22 @@ def test_fer2013_is_aligned_from_its_table(tmp_path):
         align.run(tmp_path, tmp_path / "run", AS_GIVEN)
 
 
+def test_faces_of_another_run_are_a_source(tmp_path):
+    """Parquet with pictures inside: also nulls among them, for photographs without a face."""
+    save(tmp_path / "photos/train/happy/1.png", NOISE[0])
+    save(tmp_path / "photos/test/sad/2.png", NOISE[1])
+    write(tmp_path / "photos/train/sad/3.png", "no picture")
+    align.run(tmp_path / "photos", tmp_path / "first", AS_GIVEN)
+    summary = align.run(tmp_path / "first/faces", tmp_path / "second", AS_GIVEN)
+    assert summary["statuses"] == {"as given": 2, "unreadable": 1}
+    assert summary["unreadable"] == {"no bytes in the table": 1}
+    first, second = rows_of(tmp_path / "first"), rows_of(tmp_path / "second")
+    assert list(second) == [f"part-00000.parquet/{k}" for k in range(3)]
+    for before, after in zip(first.values(), second.values(), strict=True):
+        assert [before[name] for name in ("split", "label")] == [after[name] for name in ("split", "label")]
+        assert before["image_hash"] == after["image_hash"]
+
+
 # --- photographs in two splits ---
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,11 @@ import pytest
 from PIL import Image
 from small_sources import column, put, refusal, write
 
-from efficientface.data.labels import AFFECTNET, COMPOUND
+from efficientface.data.labels import AFFECTNET, CLASS_SETS, COMPOUND
+from efficientface.data.layouts import LAYOUTS
 from efficientface.data.layouts.ferplus import FERPLUS_COLUMNS
 from efficientface.data.layouts.published import AFFECTNET as AFFECTNET_COUNTS
-from efficientface.data.layouts.published import FER_2013, RAF_DB_BASIC
+from efficientface.data.layouts.published import FER_2013, PUBLISHED, RAF_DB_BASIC
 from efficientface.data.photos import Unreadable, decode_photo
 from efficientface.data.sources import read_source
 
@@ -197,7 +199,7 @@ def test_what_is_not_affectnet_is_refused(tmp_path):
         f"{tmp_path} is not AffectNet's first release: it has neither training.csv nor validation.csv"
     )
     assert refusal(tmp_path, layout="affectnet-2021") == (
-        f"{tmp_path} is not AffectNet's release of 2021: neither train_set/images nor val_set/images is there"
+        f"{tmp_path} is not AffectNet's release of 2021: train_set/ or val_set/ with images/ and annotations/ is needed"
     )
     table = write(tmp_path / "training.csv", "a,b\n1,2\n")
     assert refusal(tmp_path, layout="affectnet").startswith(f"{table} has 2 columns; AffectNet's have 9: subDirectory_")
@@ -395,6 +397,15 @@ def test_ferplus_out_of_the_two_tables(tmp_path):
         f"{tmp_path / 'fer2013.csv'} has 5 rows and fer2013new.csv 4; "
         "they go together row by row, so give both complete"
     )
+
+
+def test_the_documentation_names_every_layout_and_every_set_of_classes():
+    text = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text()
+    for name in (*LAYOUTS, *CLASS_SETS):
+        assert f"\n| `{name}` |" in text
+    for published in PUBLISHED:
+        numbers = [sum(counts.values()) for counts in published.labels.values()] or published.images.values()
+        assert all(f"{number:,}" in text for number in numbers), published.name
 
 
 # --- Hugging Face -----------------------------------------------------------------------------------------------

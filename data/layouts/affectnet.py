@@ -97,14 +97,18 @@ def _names_of(where: Path, codes: Sequence[str | None], files: list[str]) -> lis
 
 
 def is_2021(path: Path) -> bool:
-    return any((path / folder / "images").is_dir() for folder in SETS)
+    return any(
+        (path / folder / "images").is_dir()
+        and ((path / folder / "annotations").is_dir() or (path / INDEX.format(folder)).is_file())
+        for folder in SETS
+    )
 
 
 def read_2021(path: Path, asked: Asked) -> Listing:
     """`train_set/images/0.jpg` with `train_set/annotations/0_exp.npy`, or a table beside the sets with all numbers."""
     if not is_2021(path):
         raise FerError(
-            f"{path} is not AffectNet's release of 2021: neither train_set/images nor val_set/images is there"
+            f"{path} is not AffectNet's release of 2021: train_set/ or val_set/ with images/ and annotations/ is needed"
         )
     listing = Listing(path, path, [], [], [], notes=[VAL_IS_TEST], published=published.AFFECTNET)
     for folder, split in SETS.items():
