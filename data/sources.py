@@ -123,7 +123,7 @@ def _source(listing: Listing, layout: str, wanted: Wanted | None) -> Source:
     notes.insert(0, f"Read {listing.where} as layout {layout}: {images(len(rows))}, {len(classes)} classes.")
     notes += listing.notes
     if listing.published:
-        notes.append(_beside_published(listing.published, rows, classes))
+        notes += _beside_published(listing.published, rows, classes)
     return Source(listing.root, layout, classes, listing.photos, rows, tuple(notes))
 
 
@@ -197,13 +197,15 @@ def _order_by_counts(listing: Listing) -> tuple[tuple[str | None, ...], list[str
     return (), []
 
 
-def _beside_published(published: Published, rows: pd.DataFrame, classes: tuple[str, ...]) -> str:
-    """A sentence: the counts found, split by split, and the published ones where they differ."""
+def _beside_published(published: Published, rows: pd.DataFrame, classes: tuple[str, ...]) -> list[str]:
+    """A sentence: the counts found, split by split, and the published ones where they differ; none of other classes."""
     parts, differs = [], False
     for split in published.labels or published.images:
         here = rows[rows["split"] == split]
         expected = {name: count for name, count in published.labels.get(split, {}).items() if name in classes}
         found = {name: int((here["label"] == name).sum()) for name in expected}
+        if published.labels and not expected:
+            return []
         total, stated = (sum(found.values()), sum(expected.values())) if found else (len(here), published.images[split])
         part = f"{split} {total:,}"
         if total != stated or found != expected:
@@ -213,7 +215,7 @@ def _beside_published(published: Published, rows: pd.DataFrame, classes: tuple[s
             name = max(expected, key=lambda name: abs(found[name] - expected[name]))
             part += f" ({name} {found[name]:,}, published {expected[name]:,})"
         parts.append(part)
-    return f"{'Not as' if differs else 'As'} published for {published.name}: {'; '.join(parts)}."
+    return [f"{'Not as' if differs else 'As'} published for {published.name}: {'; '.join(parts)}."]
 
 
 def _each(array: np.ndarray | None, count: int) -> list[np.ndarray | None]:

@@ -73,7 +73,7 @@ def named_sources(texts: Sequence[str]) -> Path | dict[str, Path]:
             )
         if name in named:
             raise FerError(f"two sources are called {name}; give each a name of its own")
-        named[name] = Path(path)
+        named[name] = Path(path).expanduser()  # shells leave `NAME=~/...` as it is
     return named
 
 

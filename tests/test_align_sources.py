@@ -116,6 +116,8 @@ def test_names_of_sources(tmp_path, monkeypatch):
     assert named_sources(["photos"]) == named_sources(["./photos"]) != named_sources(["./photos/x"])
     assert str(named_sources(["year=2020"])) == "year=2020"
     assert {name: str(path) for name, path in named_sources(["a=year=2020"]).items()} == {"a": "year=2020"}
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert str(named_sources(["raf-db=~/RAF"])["raf-db"]) == "/home/ann/RAF"
     for bad in ("../a=x", "=x", "a/b=x", ".a=x"):
         with pytest.raises(FerError, match="lacks a name"):
             named_sources(["b=y", bad])

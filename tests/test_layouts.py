@@ -52,6 +52,13 @@ def test_raf_db_by_its_list(raf):
     )
 
 
+def test_classes_that_the_published_counts_are_not_about(raf):
+    write(raf / "basic/EmoLabel/list_patition_label.txt", "train_00001.jpg 1\ntrain_00002.jpg 2\n")
+    source = read_source(raf, classes=["contempt", "boredom"])
+    assert column(source, "label") == [None, None]
+    assert not any("published" in note for note in source.notes)
+
+
 def test_raf_db_from_inside_and_with_the_authors_aligned_faces(raf):
     inside = read_source(raf / "basic", aligned=True)
     assert inside.layout == "raf-db"
