@@ -504,8 +504,11 @@ def test_parquet_with_pictures_that_do_not_fit_is_refused(tmp_path):
     assert refusal(first) == f"{first}: 1 label outside its 2 class names (first 2)"
     second = write_parquet(tmp_path / "b.parquet", image, emotion=["sad"])
     assert refusal(tmp_path) == f"{second} has other columns than {first}; give one data set at a time"
-    (tmp_path / "empty").mkdir()
-    put(tmp_path / "empty", "1.jpg")
+    bare = write_parquet(tmp_path / "bare/c.parquet", image * 2)
+    assert refusal(bare) == (
+        f"{bare} labels none of its 2 images; put them into class folders, or give a table with their labels"
+    )
+    put(tmp_path / "empty", "1.jpg", "folder.parquet/2.jpg")
     assert refusal(tmp_path / "empty", layout="huggingface") == (
         f"{tmp_path / 'empty'} holds no Parquet file with a column of images (structs of bytes and path)"
     )

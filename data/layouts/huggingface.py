@@ -61,7 +61,8 @@ def _tables(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if suffix(path.name) == "parquet" else []
     depths = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
-    return sorted(file for depth in depths for file in path.glob(depth) if is_inside(str(path.resolve()), file))
+    found = (file for depth in depths for file in path.glob(depth) if file.is_file())
+    return sorted(file for file in found if is_inside(str(path.resolve()), file))
 
 
 def _image_column(table: Path) -> str | None:
@@ -98,7 +99,7 @@ def read_huggingface(path: Path, asked: Asked) -> Listing:
         by_name += [next((name for part in reversed(below.parts) if (name := _split(part))), None)] * len(files)
         for column in columns["label"]:
             rows[column] = _class_names(table, column, rows[column])
-        texts.append(rows.set_axis(range(len(files))))
+        texts.append(rows.reindex(range(len(files))))  # without columns it has no rows either
     describe(listing, pd.concat(texts, ignore_index=True), columns, asked)
     listing.labels = listing.labels or [None] * len(listing.files)
     listing.splits = [own or split for own, split in zip(listing.splits, by_name, strict=True)]
