@@ -84,6 +84,14 @@ def test_compound_raf_db_has_its_own_classes(raf):
     )
 
 
+def test_basic_raf_db_is_not_read_as_compound(raf):
+    """Its numbers 1 to 7 would pass for compound expressions."""
+    assert refusal(raf / "basic", layout="raf-db-compound") == (
+        f"{raf / 'basic/EmoLabel/list_patition_label.txt'} is the list of the basic expressions: "
+        "no number in it is above 7; give the folder of the compound ones"
+    )
+
+
 def test_damaged_raf_db_is_refused(raf):
     table = raf / "basic/EmoLabel/list_patition_label.txt"
     write(table, "train_00001.jpg 5\ntrain_00002.jpg\n")
@@ -207,6 +215,10 @@ def test_what_is_not_affectnet_is_refused(tmp_path):
     )
     assert refusal(tmp_path, layout="affectnet-2021") == (
         f"{tmp_path} is not AffectNet's release of 2021: train_set/ or val_set/ with images/ and annotations/ is needed"
+    )
+    write(tmp_path / "training.csv", HEADER)
+    assert refusal(tmp_path) == (
+        f"{tmp_path} labels none of its 0 images; put them into class folders, or give a table with their labels"
     )
     table = write(tmp_path / "training.csv", "a,b\n1,2\n")
     assert refusal(tmp_path, layout="affectnet").startswith(f"{table} has 2 columns; AffectNet's have 9: subDirectory_")
@@ -397,6 +409,8 @@ def test_ferplus_out_of_the_two_tables(tmp_path):
         "FER2013Test/fer0032220.png",
     ]
     assert column(source, "split") == ["train", "train", "val", "test"]
+    with pytest.raises(Unreadable, match="does not exist"):
+        source.photos.read("FER2013Train/fer9999999.png")  # as label.csv might name one that is not in the tables
     picture = decode_photo(source.photos.read("FER2013Train/fer0000001.png"))
     assert np.array_equal(picture[..., 0], pixel_text(2)[0])
     write(table, table.read_text().rsplit("\n", 2)[0] + "\n")

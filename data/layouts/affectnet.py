@@ -156,7 +156,7 @@ def _by_annotations(folder: Path, files: list[str]) -> tuple[list[str | None], l
             codes.append(_number(path.read_bytes()))
         except FileNotFoundError:
             codes.append(None)
-        except (OSError, ValueError, TypeError, EOFError) as error:
+        except (OSError, ValueError, TypeError, EOFError, OverflowError) as error:
             raise FerError(f"{path} holds no number ({error}); copy it again") from error
     missing = codes.count(None)
     notes = [f"Without an annotation in {folder}: {images(missing)}."] if missing else []

@@ -32,9 +32,11 @@ class PixelRows:
     pixels: dict[str, bytes | None]  # None where the text is no square picture
 
     def mark(self, file: str) -> int | None:
-        return zlib.crc32(self.pixels[file] or b"")
+        return zlib.crc32(self.pixels.get(file) or b"")
 
     def read(self, file: str) -> bytes:
+        if file not in self.pixels:
+            raise Unreadable("does not exist")
         pixels = self.pixels[file]
         if pixels is None:
             raise Unreadable("damaged (not the numbers 0 to 255 of a square picture)")

@@ -94,7 +94,7 @@ def located(
             f"{table} names {images(len(outside))} behind links that lead out of {root} "
             f"(first {shown(outside[0])}); copy them into it"
         )
-    if len(missing) == len(files):
+    if files and len(missing) == len(files):
         raise FerError(
             f"{table} names {images(len(files))}, and none is there (first {shown(missing[0])}); "
             "put them where it says, relative to its folder"

@@ -33,6 +33,12 @@ def read_basic(path: Path, asked: Asked) -> Listing:
 
 
 def read_compound(path: Path, asked: Asked) -> Listing:
+    home = _home(path, "compound")
+    if home is not None and not _has_compound_numbers(home / LIST):
+        raise FerError(
+            f"{home / LIST} is the list of the basic expressions: no number in it is above 7; "
+            "give the folder of the compound ones"
+        )
     return _read(path, "compound", (None, *COMPOUND), RAF_DB_COMPOUND, asked)
 
 
