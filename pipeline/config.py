@@ -7,8 +7,9 @@ from efficientface import FerError
 
 @dataclass(frozen=True)
 class AlignConfig:
-    layout: str | None = None  # recognised by itself when None
-    classes: tuple[str, ...] | None = None  # those that occur in the source when None
+    layout: str | None = None  # recognised by itself when None; of several sources NAME=LAYOUT, with commas
+    classes: tuple[str, ...] | None = None  # those that occur in the source when None; or one data set's name
+    aligned: bool = False  # take images as faces that are aligned already: no detection, only resizing
     label_rule: str = "majority"  # FER+: `majority` or `votes`, the protocol's two ways from votes to a label
     val_from_train: float | None = None  # share of the training faces to carve; None: only where validation is missing
     keep: str = "largest"  # of several faces: `largest` or `all`

@@ -10,7 +10,8 @@ PARTS = ("cache", "data", "models", "pipeline")
 def main(wheel: str) -> None:
     root = Path(__file__).parent.parent
     expected = {"efficientface/__init__.py", "efficientface/cli.py", "efficientface/py.typed"}
-    expected |= {f"efficientface/{part}/{path.name}" for part in PARTS for path in (root / part).glob("*.py")}
+    modules = (path.relative_to(root) for part in PARTS for path in (root / part).rglob("*.py"))
+    expected |= {f"efficientface/{path.as_posix()}" for path in modules}
     expected |= {f"efficientface/pipeline/web/{path.name}" for path in (root / "pipeline" / "web").iterdir()}
     names = zipfile.ZipFile(wheel).namelist()
     held = {name for name in names if ".dist-info/" not in name}

@@ -5,38 +5,14 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+from small_sources import column, put, refusal, write
 
 from efficientface import FerError
-from efficientface.data.sources import (
-    FERPLUS_COLUMNS,
-    assign_splits,
-    ferplus_distribution,
-    ferplus_majority,
-    read_source,
-)
+from efficientface.data.layouts.ferplus import FERPLUS_COLUMNS, ferplus_distribution, ferplus_majority
+from efficientface.data.sources import read_source
+from efficientface.data.splits import assign_splits
 
-
-def put(root, *files):
-    for file in files:
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).touch()
-    return root
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
-
-
-def column(source, name):
-    return source.rows[name].tolist()
-
-
-def refusal(*args, **options):
-    with pytest.raises(FerError) as error:
-        read_source(*args, **options)
-    return str(error.value)
+ORDERS = "raf-db, raf-db-compound, raf-db-from-0, efficientface, affectnet-7, affectnet-8, caer-s, fer2013 or ferplus"
 
 
 # --- class folders ---
@@ -100,7 +76,8 @@ def test_numbered_class_folders_need_the_names_in_order(tmp_path):
     put(tmp_path, "train/0/a.jpg", "train/1/b.jpg", "train/1/c.jpg")
     assert refusal(tmp_path) == (
         f"{tmp_path}: label '0' of 1 image (first train/0/a.jpg; 1 other label too): the order of integer labels "
-        "is unknown; give --classes with the class names in that order, beginning with the name of 0"
+        "is unknown; give --classes with the class names in that order, beginning with the name of 0, "
+        f"or one of {ORDERS}"
     )
     source = read_source(tmp_path, classes=["surprise", "Happy"])
     assert source.classes == ("happiness", "surprise")
@@ -154,7 +131,10 @@ def test_sources_that_cannot_be_used_are_refused_in_a_sentence(tmp_path):
 
 def test_options_that_mean_nothing_are_refused(tmp_path):
     put(tmp_path, "sad/1.jpg", "fear/1.jpg")
-    assert refusal(tmp_path, layout="tree") == "'tree' is not a layout; give one of ferplus, table or folders"
+    assert refusal(tmp_path, layout="tree") == (
+        "'tree' is not a layout; give one of raf-db, raf-db-compound, affectnet, affectnet-2021, ferplus, fer2013, "
+        "caer-s, fed-ro, huggingface, table or folders"
+    )
     assert refusal(tmp_path, label_rule="mean") == "'mean' is not a rule for labels; give one of majority or votes"
     assert refusal(tmp_path, classes=["sad", "Sadness", "fear"]) == "--classes names a class twice: sad, Sadness, fear"
     assert refusal(tmp_path, classes=["sad", "none"]) == "--classes must name two classes or more, not 1"
@@ -367,7 +347,7 @@ def test_unknown_labels_are_counted_by_name(tmp_path):
     write(table, "file,label\n1.jpg,3\n2.jpg,0\n3.jpg,3\n")
     assert refusal(table) == (
         f"{table}: label '3' of 2 images (first 1.jpg; 1 other label too): the order of integer labels is "
-        "unknown; give --classes with the class names in that order, beginning with the name of 0"
+        f"unknown; give --classes with the class names in that order, beginning with the name of 0, or one of {ORDERS}"
     )
 
 
@@ -506,6 +486,7 @@ def test_ferplus_by_majority(ferplus):
         "FER2013Train is train, by label.csv: the majority rule keeps 5 labels of 16.",
         "FER2013Valid is val, by label.csv: the majority rule keeps 1 label of 3.",
         "FER2013Test is absent, so there is no test as published.",
+        "Not as published for FER+: train 16, published 28,558; val 3, published 3,579; test 0, published 3,573.",
     )
 
 
@@ -563,6 +544,7 @@ def test_ferplus_reads_fer2013new_where_label_csv_is_missing(tmp_path):
         "Left out of fer2013new.csv for FER2013Train: 1 row without a file and 1 row whose file a later row replaces.",
         "FER2013Test is test, by fer2013new.csv: the majority rule keeps 1 label of 1.",
         "FER2013Valid is absent, so there is no val as published.",
+        "Not as published for FER+: train 2, published 28,558; val 0, published 3,579; test 1, published 3,573.",
     )
 
 

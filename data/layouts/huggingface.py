@@ -1,0 +1,153 @@
+"""Parquet with pictures inside, as Hugging Face's `datasets` writes it: a column of structs of `bytes` and `path`."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from efficientface import FerError
+from efficientface.data.layouts.files import is_inside, plural, suffix
+from efficientface.data.layouts.listing import SPLITS, Asked, Listing
+from efficientface.data.layouts.tables import columns_of, describe, named, parquet_schema, read_columns, refuse_twins
+from efficientface.data.photos import Unreadable
+
+ROW_GROUPS_KEPT = 2  # in memory: photographs are asked for in order, by several threads
+
+
+@dataclass
+class ParquetPhotos:
+    """Pictures inside Parquet tables; their mark is the table's size."""
+
+    places: dict[str, tuple[Path, str, int, int]]  # table, column, row group and row in it, of each photograph
+    _kept: dict[tuple[Path, int], pa.ChunkedArray] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def mark(self, file: str) -> int | None:
+        return self.places[file][0].stat().st_size
+
+    def read(self, file: str) -> bytes:
+        table, column, group, row = self.places[file]
+        with self._lock:
+            if (table, group) not in self._kept:
+                self._kept[table, group] = _row_group(table, column, group)
+                if len(self._kept) > ROW_GROUPS_KEPT:
+                    del self._kept[next(iter(self._kept))]
+            data = self._kept[table, group][row].as_py()
+        if not data:
+            raise Unreadable("no bytes in the table")
+        return data
+
+
+def _row_group(table: Path, column: str, group: int) -> pa.ChunkedArray:
+    try:
+        with pq.ParquetFile(table) as file:
+            return pc.struct_field(file.read_row_group(group, columns=[f"{column}.bytes"])[column], "bytes")
+    except (OSError, pa.ArrowException) as error:
+        raise Unreadable(f"its table cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def is_huggingface(path: Path) -> bool:
+    return any(_image_column(table) for table in _tables(path))
+
+
+def _tables(path: Path) -> list[Path]:
+    """`path`, or the Parquet files in it and in its folders, as `data/train-00000-of-00001.parquet`."""
+    if path.is_file():
+        return [path] if suffix(path.name) == "parquet" else []
+    depths = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
+    found = (file for depth in depths for file in path.glob(depth) if file.is_file())
+    return sorted(file for file in found if is_inside(str(path.resolve()), file))
+
+
+def _image_column(table: Path) -> str | None:
+    """The first column of structs with bytes; None also if the file is damaged, as beside class folders."""
+    try:
+        schema = parquet_schema(table)
+    except FerError:
+        return None
+    structs = (column for column in schema if pa.types.is_struct(column.type))
+    return next((column.name for column in structs if column.type.get_field_index("bytes") >= 0), None)
+
+
+def read_huggingface(path: Path, asked: Asked) -> Listing:
+    """Each row an image; label, split, group and votes by the other columns.
+
+    Where no column says the split, the table's name or folder does, as in `train-00000-of-00002.parquet`.
+    """
+    tables = {table: column for table in _tables(path) if (column := _image_column(table))}
+    if not tables:
+        raise FerError(f"{path} holds no Parquet file with a column of images (structs of bytes and path)")
+    listing = Listing(path.parent if path.is_file() else path, path, [], [], [])
+    first, columns = next((table, _columns(table, asked)) for table in tables)
+    for table in tables:
+        if _columns(table, asked) != columns:
+            raise FerError(f"{table} has other columns than {first}; give one data set at a time")
+    places: dict[str, tuple[Path, str, int, int]] = {}
+    texts, by_name = [], []
+    for table, image in tables.items():
+        rows = read_columns(table, parquet_schema(table).names, named(columns))
+        below = table.relative_to(listing.root)
+        files = _names(table, image, below.as_posix())
+        places |= zip(files, _places(table, image), strict=True)
+        listing.files += files
+        by_name += [next((name for part in reversed(below.parts) if (name := _split(part))), None)] * len(files)
+        for column in columns["label"]:
+            rows[column] = _class_names(table, column, rows[column])
+        texts.append(rows.reindex(range(len(files))))  # without columns it has no rows either
+    describe(listing, pd.concat(texts, ignore_index=True), columns, asked)
+    listing.labels = listing.labels or [None] * len(listing.files)
+    listing.splits = [own or split for own, split in zip(listing.splits, by_name, strict=True)]
+    listing.stored = ParquetPhotos(places)
+    listing.notes.append(f"The images are inside {plural(len(tables), 'Parquet file')}.")
+    return listing
+
+
+def _columns(table: Path, asked: Asked) -> dict[str, list[str]]:
+    """Columns by role, but for the images."""
+    columns = {**columns_of([name for name in parquet_schema(table).names], asked.wanted), "path": []}
+    refuse_twins(table, columns)
+    return columns
+
+
+def _names(table: Path, image: str, below: str) -> list[str]:
+    """A name for each row: the table's path, the row, and the image's own file name where it has one."""
+    with pq.ParquetFile(table) as file:
+        own = [None] * file.metadata.num_rows
+        if file.schema_arrow.field(image).type.get_field_index("path") >= 0:
+            own = pc.struct_field(file.read(columns=[f"{image}.path"])[image], "path").to_pylist()
+    # the last component only: what else stands there is a path on someone's disk
+    ends = [(name or "").replace("\\", "/").rpartition("/")[2] for name in own]
+    return [f"{below}/{row}" + (f"/{end}" if end.strip(".") else "") for row, end in enumerate(ends)]
+
+
+def _places(table: Path, image: str) -> Iterator[tuple[Path, str, int, int]]:
+    with pq.ParquetFile(table) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    return ((table, image, group, row) for group, size in enumerate(sizes) for row in range(size))
+
+
+def _class_names(table: Path, column: str, labels: pd.Series) -> pd.Series:
+    """Numbers by the names of the schema's ClassLabel, if it has one; -1 is its word for none."""
+    try:
+        features = json.loads((parquet_schema(table).metadata or {})[b"huggingface"])["info"]["features"]
+        names = list(map(str, features[column]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return labels
+    known: dict[str, str | None] = {str(number): name for number, name in enumerate(names)} | {"-1": None}
+    bad = labels.notna() & ~labels.isin(list(known))
+    if bad.any():
+        raise FerError(
+            f"{table}: {plural(bad.sum(), 'label')} outside its {len(names)} class names (first {labels[bad.argmax()]})"
+        )
+    return labels.map(known)
+
+
+def _split(part: str) -> str | None:
+    """The split in the name of a file or folder: what stands before the first hyphen or dot."""
+    return SPLITS.get(part.split("-")[0].split(".")[0].casefold())

@@ -1,0 +1,261 @@
+"""A CSV or Parquet table that names images, one row an image; and reading tables for the other layouts."""
+
+import csv
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from efficientface import FerError
+from efficientface.data.labels import Wanted, class_of, expression, no_expression, plain
+from efficientface.data.layouts.files import entries, images, images_below, listed, located, plural, suffix
+from efficientface.data.layouts.listing import SPLITS, Asked, Listing
+
+TABLE_SUFFIXES = ("csv", "tsv", "parquet")
+PATH_COLUMNS = ("path", "file", "file_name", "image")
+LABEL_COLUMNS = ("label", "emotion", "expression")
+
+
+def is_table(path: Path) -> bool:
+    if path.is_file():
+        return suffix(path.name) in TABLE_SUFFIXES
+    tables = _tables_in(path)
+    if any(_fits(table, None) for table in tables):
+        return True
+    # A table that lacks a column deserves its own error, but not if it is a stray beside class folders.
+    names = [entry.name for entry in entries(path) if entry.is_dir()]
+    return bool(tables) and not any(expression(n) or n.casefold() in SPLITS or n.isdigit() for n in names)
+
+
+def _fits(table: Path, wanted: Wanted | None) -> bool:
+    """Whether it has the columns we need; a damaged table beside others is no table of ours."""
+    try:
+        return _suffices(columns_of(header_of(table), wanted))
+    except FerError:
+        return False
+
+
+def read_table(path: Path, asked: Asked) -> Listing:
+    """A CSV or Parquet table, or the one folder that it lies in; its paths count from there or from `images/`."""
+    table = path if path.is_file() else _only_table(path, asked.wanted)
+    header = header_of(table)
+    columns = columns_of(header, asked.wanted)
+    _check_columns(table, header, columns)
+    texts = read_columns(table, header, named(columns))
+    if not len(texts):
+        raise FerError(f"{table} has no rows; it needs one an image")
+
+    files = checked_paths(table, texts[columns["path"][0]])
+    tops = None if path.is_dir() else {"images", *(file.split("/")[0] for file in files)}
+    found = images_below(table.parent, tops)
+    files, notes = located(table, table.parent, files, found)
+
+    listing = Listing(table.parent, table, files, [None] * len(files), [None] * len(files))
+    listing.notes = notes + found.notes(path)
+    describe(listing, texts, columns, asked)
+    return listing
+
+
+def describe(listing: Listing, texts: pd.DataFrame, columns: dict[str, list[str]], asked: Asked) -> None:
+    """Fill in labels, splits, groups and votes from columns of text, one row an image, whose roles `columns` tells."""
+    one = {role: names[0] for role, names in columns.items() if names and role != "votes"}
+    listing.splits = split_names(texts_of(texts, one.get("split")))
+    listing.groups = texts_of(texts, one["group"]) if "group" in one else None
+    if columns["votes"]:
+        listing.vote_names = tuple(columns["votes"])
+        listing.votes = vote_counts(listing.where, listing.files, texts[columns["votes"]])
+    if "label" in one:
+        listing.labels = texts_of(texts, one["label"])
+    elif listing.votes is not None:
+        listing.labels = _labels_from_votes(listing.votes, listing.vote_names, asked.label_rule)
+        rule = {"majority": "has more than half of the votes", "votes": "has the most votes"}[asked.label_rule]
+        listing.notes.append(f"The label is the class that {rule}; where there is none, no label.")
+
+
+def columns_of(header: Sequence[str], wanted: Wanted | None) -> dict[str, list[str]]:
+    """What each column holds, by role: path, label, split, group, votes."""
+    roles = {"path": PATH_COLUMNS, "label": LABEL_COLUMNS, "split": ("split",), "group": ("group",)}
+    columns = {
+        role: [column for column in header if column.strip().casefold() in names] for role, names in roles.items()
+    }
+    votes = [name for name in header if expression(name) or class_of(name, wanted)]
+    others = [name for name in header if no_expression(name)]
+    # a lone column `fear` is something else than votes on classes
+    columns["votes"] = votes + others if len(votes) > 1 else []
+    return columns
+
+
+def named(columns: dict[str, list[str]]) -> list[str]:
+    """The columns to read: one of each role, and all votes."""
+    return [*(names[0] for role, names in columns.items() if names and role != "votes"), *columns["votes"]]
+
+
+def _suffices(columns: dict[str, list[str]]) -> bool:
+    return bool(columns["path"] and (columns["label"] or columns["votes"]))
+
+
+def _check_columns(table: Path, header: Sequence[str], columns: dict[str, list[str]]) -> None:
+    found = f"found {', '.join(header)}"
+    if not columns["path"]:
+        raise FerError(f"{table} has no column with the images' paths: {found}; name it one of {listed(PATH_COLUMNS)}")
+    if not _suffices(columns):
+        raise FerError(
+            f"{table} has neither labels nor votes: {found}; "
+            f"name a label column one of {listed(LABEL_COLUMNS)}, or give one column of votes a class"
+        )
+    refuse_twins(table, columns)
+
+
+def refuse_twins(table: Path, columns: dict[str, list[str]]) -> None:
+    """FerError if two columns hold the same thing."""
+    same: dict[str, list[str]] = {role: names for role, names in columns.items() if role != "votes"}
+    for name in columns["votes"]:
+        if not no_expression(name):
+            same.setdefault(f"votes for {expression(name) or plain(name)}", []).append(name)
+    for thing, names in same.items():
+        if len(names) > 1:
+            raise FerError(f"{table} has {len(names)} columns for the {thing}: {', '.join(names)}; keep one of them")
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    files = [entry.name for entry in entries(folder) if entry.is_file() and not entry.name.startswith(".")]
+    return [folder / name for name in files if suffix(name) in TABLE_SUFFIXES]
+
+
+def _only_table(folder: Path, wanted: Wanted | None) -> Path:
+    """The table of `folder` that has the columns we need, or the only table there is."""
+    tables = _tables_in(folder)
+    fitting = [table for table in tables if _fits(table, wanted)] or tables
+    if not fitting:
+        raise FerError(f"{folder} holds no table; layout table needs a .csv, .tsv or .parquet file in it")
+    if len(fitting) > 1:
+        names = listed([table.name for table in fitting], "and")
+        raise FerError(f"{folder} holds {len(fitting)} tables, {names}; give the path of one of them as the source")
+    return fitting[0]
+
+
+def header_of(table: Path, separator: str | None = None) -> list[str]:
+    """The names of the columns, as spelt there."""
+    if suffix(table.name) == "parquet":
+        return list(parquet_schema(table).names)
+    text = _first_line(table)
+    return next(csv.reader([text], delimiter=separator or _separator(text)))
+
+
+def _first_line(table: Path) -> str:
+    with open(table, "rb") as file:
+        line = file.readline(1 << 20)
+    try:
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise FerError(f"{table} is not UTF-8 text; save it as CSV in UTF-8") from None
+    if not text.strip():
+        raise FerError(f"{table} begins with an empty line; its first line must name the columns")
+    return text
+
+
+def _separator(header: str) -> str:
+    """The one of comma, semicolon and tab that divides the header into most columns."""
+    return max(",;\t", key=header.count)
+
+
+def read_columns(table: Path, header: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
+    """The named columns as text; None where a Parquet table has a null."""
+    if suffix(table.name) != "parquet":
+        return read_csv(table, header, names, _separator(_first_line(table)), skip_rows=1)
+    schema = parquet_schema(table)
+    for name in names:
+        kind = schema.field(name).type
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            raise FerError(f"{table}: column {name} holds {kind}; text or numbers are needed, and paths for images")
+    content = pq.read_table(table, columns=list(names))
+    return pd.DataFrame({name: content.column(name).cast(pa.string()).to_numpy() for name in names}, dtype=object)
+
+
+def parquet_schema(table: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(table)
+    except pa.ArrowInvalid:
+        raise FerError(f"{table} is no Parquet file, or a damaged one; write it again") from None
+
+
+def read_csv(table: Path, header: Sequence[str], names: Sequence[str], separator: str, skip_rows: int) -> pd.DataFrame:
+    """The named columns as text. pyarrow reads it, for it refuses the ragged rows that pandas fills up."""
+    try:
+        content = pyarrow.csv.read_csv(
+            table,
+            read_options=pyarrow.csv.ReadOptions(column_names=list(header), skip_rows=skip_rows),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=list(names), column_types=dict.fromkeys(header, pa.string())
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0].removeprefix("CSV parse error: ")
+        raise FerError(f"{table} is not a well-formed table: {reason}") from None
+    return pd.DataFrame({name: content.column(name).to_numpy() for name in names}, dtype=object)
+
+
+def texts_of(texts: pd.DataFrame, column: str | None) -> list[str | None]:
+    """A column without surrounding space, None for what is empty or NaN; only None without a column."""
+    if column is None:
+        return [None] * len(texts)
+    codes, spelt = pd.factorize(texts[column])
+    known = [None if plain(text) in ("", "nan") else text.strip() for text in spelt]
+    return np.array([*known, None], dtype=object)[codes].tolist()  # a null's code is -1
+
+
+def split_names(names: Sequence[str | None]) -> list[str | None]:
+    return [None if name is None else SPLITS.get(name.casefold(), name) for name in names]
+
+
+def checked_paths(table: Path, paths: pd.Series) -> list[str]:
+    """Paths relative to the table, without `./`; FerError for missing ones, for those that lead out, and twins."""
+    empty = paths.isna() | (paths == "")
+    if empty.any():
+        raise FerError(
+            f"{table}: {plural(empty.sum(), 'row')} without a path (first row {empty.argmax() + 1}); fill or delete"
+        )
+    leading_out = paths.str.contains(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
+    if leading_out.any():
+        first = paths[leading_out.argmax()]
+        raise FerError(
+            f"{table}: {plural(leading_out.sum(), 'path')} may lead out of its folder (first {first}); "
+            "give paths below it, without `..`"
+        )
+    paths = pd.Series([posixpath.normpath(path) for path in paths], dtype=object)
+    twins = paths.duplicated()
+    if twins.any():
+        first = paths[twins.argmax()]
+        raise FerError(f"{table} names {images(twins.sum())} again (first {first}); keep one row an image")
+    return list(paths)
+
+
+def vote_counts(table: Path, files: Sequence[str], texts: pd.DataFrame) -> np.ndarray:
+    """Votes (N, K) as float32; FerError for anything but finite numbers of 0 or more."""
+    votes = np.stack([pd.to_numeric(texts[name], errors="coerce") for name in texts], axis=1).astype(np.float32)
+    bad = ~(np.isfinite(votes) & (votes >= 0))
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise FerError(
+            f"{table}: {plural(bad.any(axis=1).sum(), 'row')} with votes that are no numbers of 0 or more "
+            f"(first {files[row]}: {texts.columns[column]} {texts.iat[row, column]!r}); correct them"
+        )
+    return votes
+
+
+def _labels_from_votes(votes: np.ndarray, names: Sequence[str], rule: str) -> list[str | None]:
+    """Label by votes (N, K), as `read_source` explains; no label on a draw or where no expression comes first."""
+    largest = votes.max(axis=1)
+    if rule == "majority":
+        clear = largest > 0.5 * votes.sum(axis=1)
+    else:
+        clear = (largest > 0) & ((votes == largest[:, None]).sum(axis=1) == 1)
+    labels = np.array(names, dtype=object)[votes.argmax(axis=1)]
+    labels[~clear] = None
+    return labels.tolist()

@@ -1,0 +1,130 @@
+"""The photographs of a run: every source read, its splits carved, all of them in one order, with one set of classes."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from efficientface import FerError
+from efficientface.data.faces import hash_image
+from efficientface.data.labels import ordered
+from efficientface.data.sources import Source, read_source
+from efficientface.data.splits import assign_splits
+from efficientface.pipeline.config import AlignConfig
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph still to be looked at: where it is, and what its faces inherit from it."""
+
+    source: str  # the name of its source, empty where there is only one
+    file: str
+    mark: int | None  # of its content: the file's size, None where there is no file
+    inherited: dict[str, Any]  # split, label, votes, votes_other, group
+
+    @property
+    def name(self) -> str:
+        """Its path, below the name of its source if that has one."""
+        return f"{self.source}/{self.file}" if self.source else self.file
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All sources of a run, read: their photographs in order, with the classes of all."""
+
+    sources: dict[str, Source]  # by name; a single one may have none
+    classes: tuple[str, ...]
+    photos: list[Photo]
+    notes: list[str]
+
+
+def read_inputs(paths: dict[str, Path], config: AlignConfig) -> Inputs:
+    """Read every source, and carve each one's missing splits for itself."""
+    layouts = layouts_of(config.layout, paths)
+    sources = {
+        name: read_source(path, layouts[name], config.classes, config.label_rule, config.aligned)
+        for name, path in paths.items()
+    }
+    inputs = Inputs(sources, ordered(dict.fromkeys(c for read in sources.values() for c in read.classes)), [], [])
+    for name, read in sources.items():
+        rows, carved = assign_splits(read.rows, config.val_from_train, config.seed)
+        inputs.photos.extend(photos_of(name, rows, read, inputs.classes))
+        inputs.notes.extend(f"{name}: {note}" if name else note for note in (*read.notes, *carved))
+    return inputs
+
+
+def named_sources(texts: Sequence[str]) -> Path | dict[str, Path]:
+    """SOURCE, or NAME=SOURCE ... as on the command line; a folder that is really called `a=b` is a source by itself."""
+    if len(texts) == 1 and ("=" not in texts[0] or Path(texts[0]).exists()):
+        return Path(texts[0])
+    named: dict[str, Path] = {}
+    for text in texts:
+        name, given, path = text.partition("=")
+        if not given or not re.fullmatch(r"\w[\w.-]*", name):
+            raise FerError(
+                f"{text} lacks a name; of several sources each needs one, of letters, digits, '-', '_' and '.', "
+                f"that begins its faces' ids: NAME={path if given else text}"
+            )
+        if name in named:
+            raise FerError(f"two sources are called {name}; give each a name of its own")
+        named[name] = Path(path).expanduser()  # shells leave `NAME=~/...` as it is
+    return named
+
+
+def layouts_of(layout: str | None, names: Iterable[str]) -> dict[str, str | None]:
+    """The layout of each source: the same for all, or by name where `layout` is NAME=LAYOUT, with commas."""
+    if layout is None or "=" not in layout:
+        return dict.fromkeys(names, layout)
+    layouts: dict[str, str | None] = dict.fromkeys(names)
+    for text in layout.split(","):
+        name, _, known = (part.strip() for part in text.partition("="))
+        if name not in layouts:
+            raise FerError(f"--layout {text.strip()} is about no source; the sources are called {', '.join(layouts)}")
+        layouts[name] = known
+    return layouts
+
+
+def photos_of(source: str, rows: pd.DataFrame, read: Source, classes: tuple[str, ...]) -> list[Photo]:
+    """A source's rows with labels as numbers, and votes in the order, of the classes of all sources."""
+    places = [classes.index(name) for name in read.classes]
+    number = dict(zip(read.classes, places, strict=True))
+    photos = []
+    for row in rows.itertuples():
+        votes = None
+        if row.votes is not None:
+            votes = np.zeros(len(classes), np.float32)
+            votes[places] = row.votes
+        inherited = {
+            "split": row.split,
+            "label": None if row.label is None else number[row.label],
+            "votes": None if votes is None else votes.tolist(),
+            "votes_other": None if row.votes_other is None else row.votes_other.tolist(),
+            "group": f"{source}/{row.group}" if source and row.group is not None else row.group,
+        }
+        photos.append(Photo(source, row.file, read.photos.mark(row.file), inherited))
+    return photos
+
+
+def digests_of(inputs: Inputs) -> dict[str, str]:
+    """Of each source a digest that changes with any photograph's name, mark, label, votes, split or group.
+
+    It changes with the layout and the classes too, but not with the source's place.
+    """
+    digests = {
+        name: hashlib.blake2b(json.dumps([read.layout, *inputs.classes]).encode(), digest_size=16)
+        for name, read in inputs.sources.items()
+    }
+    for photo in inputs.photos:
+        digests[photo.source].update(json.dumps([photo.name, photo.mark, photo.inherited]).encode() + b"\n")
+    return {name or "source": digest.hexdigest() for name, digest in digests.items()}
+
+
+def digest_of_all(digests: dict[str, str]) -> str:
+    """One digest of those of all sources."""
+    return next(iter(digests.values())) if len(digests) == 1 else hash_image(json.dumps(digests).encode())
