@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +37,7 @@ from efficientface.pipeline.artifact import (
     MANIFEST,
     check_files,
     is_finished,
+    is_part,
     read_manifest,
     replacing,
     write_json,
@@ -54,6 +57,7 @@ ROW_GROUP = 512  # rows held in memory before they are written
 JPEG_QUALITY = 95
 MACHINE = ("workers",)  # settings that say nothing about the result
 LOCK = ".align.lock"
+ANEW, FORMER = ".faces.anew", ".faces.former"  # in the run folder, while finished faces are replaced
 
 
 def run(source: Path | dict[str, Path], run: Path, config: AlignConfig, replace: bool = False) -> dict[str, Any]:
@@ -72,22 +76,30 @@ def run(source: Path | dict[str, Path], run: Path, config: AlignConfig, replace:
     make(folder)
     try:
         with FileLock(run / LOCK, timeout=0):
-            if replace:
+            swap(run)
+            work = folder
+            if replace and is_finished(folder):  # finished faces stay until there are others
+                work = run / ANEW
+                work.mkdir(exist_ok=True)
+                if not is_of(work, plan):
+                    remove(work)
+            elif replace:
                 remove(folder)
-            if is_finished(folder):
-                facts = finished(folder, plan)
+            if is_finished(work):
+                facts = finished(work, plan)
                 log.info("%s: already aligned", folder)
             else:
                 for note in inputs.notes:
                     log.info("%s", note)
-                begin(folder, plan)
-                shards = write_shards(folder, inputs, plan["digest"], config)
+                begin(work, plan)
+                shards = write_shards(work, inputs, plan["digest"], config)
                 facts = {**tally(shards, inputs, ", ".join(map(str, sources.values()))), **versions(config)}
                 facts["duplicates"], found = report_duplicates(shards, inputs.classes, run / DUPLICATES)
                 for note in found:
                     log.info("%s", note)
-                facts["notes"] = [*inputs.notes, *found]
-                finish(folder, shards, inputs, plan, facts)
+                facts["notes"] = [shown(note) for note in (*inputs.notes, *found)]
+                finish(work, shards, inputs, plan, facts)
+            swap(run)
     except Timeout as error:
         raise FerError(f"another fer align is writing {folder}; wait for it, or choose another run folder") from error
     return summary(folder, facts, began)
@@ -107,6 +119,8 @@ def plan_of(inputs: Inputs, config: AlignConfig) -> dict[str, Any]:
 
 def make(folder: Path) -> None:
     """The folder and those above it; FerError where something else has one of these names."""
+    if shown(str(folder)) != str(folder):
+        raise FerError(f"{shown(str(folder))} is no UTF-8, the tables' text; give the run folder another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -123,7 +137,9 @@ def begin(folder: Path, plan: dict[str, Any]) -> None:
         except (ValueError, KeyError, TypeError) as error:
             raise FerError(f"{path} is damaged; start over with --replace") from error
     else:
-        strangers = sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(".part"))
+        strangers = sorted(entry.name for entry in folder.iterdir() if not is_part(entry))
+        if strangers and all(name == DIGEST or re.fullmatch(r"part-\d+\.parquet", name) for name in strangers):
+            raise FerError(f"{folder} has faces but no {MANIFEST}; restore it, or start over with --replace")
         if strangers:
             count = f"{len(strangers)} file{'' if len(strangers) == 1 else 's'}"
             raise FerError(f"{folder} holds {count} of unknown origin, first {strangers[0]}; choose another run folder")
@@ -156,6 +172,28 @@ def refuse_other(folder: Path, settings: dict[str, Any], source: str, plan: dict
     raise FerError(f"{folder} was made {reason}; choose another run folder, or start over with --replace")
 
 
+def is_of(folder: Path, plan: dict[str, Any]) -> bool:
+    """Whether the folder was begun, or finished, by this plan."""
+    try:
+        finished(folder, plan) if is_finished(folder) else begin(folder, plan)
+    except FerError:
+        return False
+    return True
+
+
+def swap(run: Path) -> None:
+    """Put faces that are finished anew in the place of the former ones; killed in between, the next call does it."""
+    folder, anew, former = run / "faces", run / ANEW, run / FORMER
+    if is_finished(anew):
+        if is_finished(folder):
+            shutil.rmtree(former, ignore_errors=True)
+            folder.rename(former)
+        elif folder.is_dir():
+            folder.rmdir()  # made by this call, and empty: the former faces were moved away before
+        anew.rename(folder)
+    shutil.rmtree(former, ignore_errors=True)
+
+
 def remove(folder: Path) -> None:
     """Delete what an earlier run of this stage left; the manifest first, so that nothing half gone looks finished."""
     for name in (MANIFEST, DIGEST, PLAN):
@@ -168,7 +206,7 @@ def finish(folder: Path, shards: list[Path], inputs: Inputs, plan: dict[str, Any
     """Write the manifest, last."""
     made_from = {}
     for name, read in inputs.sources.items():
-        root = Path(os.path.relpath(read.root, folder)).as_posix()
+        root = shown(Path(os.path.relpath(read.root, folder)).as_posix())
         name = name or "source"
         made_from[name] = {"path": root, "layout": read.layout, "digest": plan["sources"][name]}
     write_manifest(

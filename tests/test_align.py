@@ -270,6 +270,56 @@ def test_other_photographs_are_refused_and_replaced_on_demand(source, tmp_path):
     assert summary["images"] == 6
     assert read_manifest(run / "faces", "faces")["settings"]["crop"] == 64
     assert len(list((run / "faces").glob("part-*"))) == 1
+    assert {path.name for path in run.iterdir()} <= {"faces", ".align.lock"}
+
+
+def test_faces_stay_until_others_have_taken_their_place(source, aligned, tmp_path, monkeypatch):
+    run = shutil.copytree(aligned[0], tmp_path / "run")
+    before = files_of(run / "faces")
+    for k in range(3):
+        write(tmp_path / f"walls/{'happy' if k else 'sad'}/{k}.png", np.full((99, 99, 3), 40 * k, np.uint8))
+    with pytest.raises(FerError, match="gave a face"):
+        align.run(tmp_path / "walls", run, CONFIG, replace=True)
+    assert files_of(run / "faces") == before
+
+    class Killed(BaseException):
+        pass
+
+    for step in (1, 2):  # either rename
+        real, renamed = Path.rename, []
+
+        def rename(path, target, real=real, renamed=renamed, step=step):
+            renamed.append(path)
+            if len(renamed) == step:
+                raise Killed
+            return real(path, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", rename)
+            with pytest.raises(Killed):
+                align.run(source, run, AlignConfig(crop=64 * step), replace=True)
+        align.run(source, run, AlignConfig(crop=64 * step), replace=step == 1)
+        assert read_manifest(run / "faces", "faces")["settings"]["crop"] == 64 * step
+        assert {path.name for path in run.iterdir()} <= {"faces", ".align.lock"}
+
+
+def test_faces_without_a_manifest_may_be_replaced(source, aligned, tmp_path):
+    run = shutil.copytree(aligned[0], tmp_path / "run")
+    (run / "faces" / "manifest.json").unlink()
+    with pytest.raises(
+        FerError, match=r"faces has faces but no manifest\.json; restore it, or start over with --replace"
+    ):
+        align.run(source, run, CONFIG)
+    assert align.run(source, run, CONFIG, replace=True)["faces"] == 4
+
+
+def test_names_that_are_not_utf_8(source, tmp_path):
+    odd = tmp_path / os.fsdecode(b"odd\xff")
+    shutil.copytree(source, odd)
+    align.run(odd, tmp_path / "run", CONFIG)
+    assert read_manifest(tmp_path / "run" / "faces", "faces")["made_from"]["source"]["path"] == "../../odd%FF"
+    with pytest.raises(FerError, match=r"odd%FF.run is no UTF-8, the tables' text; give the run folder another name"):
+        align.run(source, odd / "run", CONFIG)
 
 
 def test_a_source_may_move(source, aligned, tmp_path):
