@@ -50,7 +50,7 @@ def run(
     kind = kind or ("identities" if count == IDENTITIES else "teacher" if arch.startswith("resnet") else "student")
     names = name_classes(file, count, kind, classes)
     dataset = dataset or guess_dataset(file, count, kind)
-    if dataset and len(names) != PUBLISHED[dataset].classes:
+    if dataset and classes is None and count != PUBLISHED[dataset].classes:
         raise FerError(f"{file} tells {count:,} classes apart, {dataset} has {PUBLISHED[dataset].classes}")
     mean, std = (list(PUBLISHED[dataset].mean), list(PUBLISHED[dataset].std)) if dataset else (None, None)
     options = {"modulation": modulation} if arch in MODULATED else {}
