@@ -267,5 +267,5 @@ def load_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 renamed[f"local.{kind}{rest}"] = torch.cat([plain[k] for k in names]) if tensor.ndim else tensor
         else:
             part, _, last = name.rpartition(".")
-            renamed[f"{OFFICIAL_NAMES.get(part, part)}.{last}"] = tensor
+            renamed[f"{OFFICIAL_NAMES.get(part, part)}.{last}" if part else name] = tensor
     return renamed

@@ -112,7 +112,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except FerError:
         raise
     except Exception as error:  # whatever a parser makes of a file that is none, or a hostile one
-        found = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
             raise FerError(
                 f"{file} holds Python objects besides tensors, first {found[1]}, which may run anything when they are "

@@ -219,7 +219,7 @@ def count_cells(row: dict[str, Any]) -> list[str]:
         printed[0],
         f"{row['multiply_adds'] / 1e6:.2f}",
         printed[1],
-        "" if difference is None else f"{difference:+.2f}",
+        "" if difference is None else f"{round(difference, 2) + 0:+.2f}",
         f"{row['multiply_adds_torch'] / 1e6:.2f}",
     ]
 

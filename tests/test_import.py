@@ -175,7 +175,8 @@ def test_an_imported_teacher_and_student_work_in_a_run(tmp_path):
     judged = json.loads(fer("evaluate", run, "--json").stdout)["models"]
     assert judged["theirs"]["arch"] == "efficientface"
     assert judged["theirs"]["chosen_on"] is None
-    assert "students/theirs  done" in fer("status", run).stdout
+    stages = {stage["stage"]: stage["state"] for stage in json.loads(fer("status", run, "--json").stdout)["stages"]}
+    assert stages["students/theirs"] == "done"
 
 
 def test_an_import_is_not_done_twice_and_covers_nothing(student, tmp_path):
