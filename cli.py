@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import click
 
 from efficientface import FerError, __version__
-from efficientface.pipeline.config import AlignConfig, DemoConfig, DistillConfig, TeachConfig, TrainConfig
+from efficientface.pipeline.artifact import MODELS
+from efficientface.pipeline.config import PUBLISHED, AlignConfig, DemoConfig, DistillConfig, TeachConfig, TrainConfig
 
 LEADS = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 PATH = click.Path(path_type=Path)
@@ -129,7 +130,7 @@ def align(
 
 @cli.command()
 @click.argument("run", type=PATH)
-@setting(TeachConfig, "teacher_arch", "The LDG's network.", type=click.Choice(["resnet18", "resnet34", "resnet50"]))
+@setting(TeachConfig, "teacher_arch", "The LDG's network, by torchvision's name or as timm/NAME.", metavar="NAME")
 @setting(TeachConfig, "views", "Replay views stored beside the canonical one; 0 for per-image use.")
 @setting(TeachConfig, "cache", "Write distributions-NAME/ instead of distributions/.", metavar="NAME")
 @setting(TeachConfig, "format", "Of the cache: shards, or one file.", type=click.Choice(["parquet", "hdf5"]))
@@ -163,7 +164,12 @@ def teach(run: Path, checkpoints: tuple[Path, ...], more_views: int | None, as_j
 
 @cli.command()
 @click.argument("run", type=PATH)
-@click.option("--arch", default=DistillConfig.arch, help="The student's network.")
+@setting(
+    DistillConfig,
+    "arch",
+    "Network: efficientface, baseline, baseline-local, baseline-modulator, of torchvision, or timm/NAME.",
+    metavar="NAME",
+)
 @setting(
     DistillConfig,
     "modulation",
@@ -364,11 +370,58 @@ def status(run: Path, as_csv: bool, as_json: bool) -> None:
     _print(result, as_json, stage.status_tables, result["stages"] if as_csv else None)
 
 
+@cli.command("import")
+@click.argument("file", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--dataset", type=click.Choice(list(PUBLISHED)), help="What it was trained on: decides normalisation.")
+@click.option("--kind", type=click.Choice(MODELS), help="By network and number of classes if not given.")
+@click.option("--classes", help="Class names in the file's order, with commas; the authors' order if not given.")
+@setting(
+    DistillConfig, "modulation", "The authors' weights need their product.", type=click.Choice(["multiply", "add"])
+)
+@JSON
+def import_weights(file: Path, out: Path, classes: str | None, as_json: bool, **options: Any) -> None:
+    """Make a model folder OUT of a checkpoint of the authors' code (.pth.tar or .safetensors); nothing is unpickled.
+
+    \b
+    Example:
+        fer import Pretrained_LDG.tar ldg --dataset raf-db
+        fer teach runs/first --checkpoint ldg
+    """
+    from efficientface.pipeline import import_weights as stage
+    from efficientface.pipeline import show
+
+    names = tuple(name.strip() for name in classes.split(",")) if classes else None
+    _print(stage.run(file, out, classes=names, **options), as_json, show.facts)
+
+
+@cli.command()
+@click.argument("archs", nargs=-1, metavar="[ARCH]...")
+@click.option("--device", default="cpu", help="Where to measure.")
+@click.option("--size", default=224, help="Pixels a side of the image; the paper's figures are for 224.")
+@click.option("--batch-size", default=16, help="Images at once, for images a second.")
+@click.option("--count-only", is_flag=True, help="Measure no time.")
+@output_options
+def profile(archs: tuple[str, ...], count_only: bool, as_csv: bool, as_json: bool, **options: Any) -> None:
+    """Count parameters and multiply-adds of networks beside the paper's figures, and measure how fast they are here.
+
+    Without ARCH, the networks of the paper's Tables 1 to 7.
+
+    \b
+    Example:
+        fer profile efficientface resnet50 --device cuda
+    """
+    from efficientface.pipeline import profile as stage
+
+    result = stage.run(archs, measure=not count_only, **options)
+    _print(result, as_json, stage.tables, result["rows"] if as_csv else None)
+
+
 @cli.command()
 @click.argument("run", type=PATH, default=DemoConfig.run)
 @click.option("--images", type=PATH, help="Only draw: leave the faces in this folder as labelled photographs.")
 @setting(DemoConfig, "count", "Faces to draw.")
-@setting(DemoConfig, "teacher_arch", "The LDG's network.", type=click.Choice(["resnet18", "resnet34", "resnet50"]))
+@setting(DemoConfig, "teacher_arch", "The LDG's network.", metavar="NAME")
 @setting(DemoConfig, "size", "Pixels a side that the networks see.")
 @setting(DemoConfig, "teacher_epochs", "Passes of the LDG's training.")
 @setting(DemoConfig, "epochs", "Passes of each student's training.")

@@ -81,6 +81,16 @@ def efficient_face(
     return EfficientFace(num_classes, in_channels, widths, local, modulator, modulation, fused)
 
 
+# The networks of table 1 as arguments of `efficient_face`. Only the baseline has ShuffleNet-V2's own stem width, 24:
+# the other rows' printed multiply-adds come out at 29, which the local branches need (116 = 4 x 29).
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "efficientface": {},
+    "baseline": {"local": False, "modulator": False, "widths": (24, 116, 232, 464, 1024)},
+    "baseline-local": {"modulator": False},
+    "baseline-modulator": {"local": False},
+}
+
+
 def stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
     """A block that halves the map, then blocks that keep it."""
     return nn.Sequential(HalvingBlock(inputs, outputs), *(Block(outputs) for _ in range(blocks - 1)))
@@ -257,5 +267,5 @@ def load_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 renamed[f"local.{kind}{rest}"] = torch.cat([plain[k] for k in names]) if tensor.ndim else tensor
         else:
             part, _, last = name.rpartition(".")
-            renamed[f"{OFFICIAL_NAMES.get(part, part)}.{last}"] = tensor
+            renamed[f"{OFFICIAL_NAMES.get(part, part)}.{last}" if part else name] = tensor
     return renamed

@@ -100,6 +100,9 @@ def run(source: Path | dict[str, Path], run: Path, config: AlignConfig, replace:
                 facts["notes"] = [shown(note) for note in (*inputs.notes, *found)]
                 finish(work, shards, inputs, plan, facts)
             swap(run)
+    except FerError:
+        shutil.rmtree(run / ANEW, ignore_errors=True)
+        raise
     except Timeout as error:
         raise FerError(f"another fer align is writing {folder}; wait for it, or choose another run folder") from error
     return summary(folder, facts, began)

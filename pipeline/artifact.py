@@ -23,7 +23,9 @@ STAGE_OF = {
     "teacher": "fer teach",
     "distributions": "fer teach",
     "student": "fer distill",
+    "identities": "fer import",
 }
+MODELS = ("teacher", "student", "identities")  # kinds that are a network with its weights
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from efficientface import FerError
 from efficientface.models import build
-from efficientface.pipeline.artifact import read_manifest, replacing, write_json, write_manifest
+from efficientface.pipeline.artifact import MODELS, read_manifest, replacing, write_json, write_manifest
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -54,12 +54,13 @@ def finish_model(
 
 
 def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """A finished teacher or student in eval mode on the CPU, and its config.
+    """A finished model in eval mode on the CPU, and its config.
 
-    `kind` is `teacher` or `student`; None takes either. FerError where folder, weights or config do not fit.
+    `kind` is one of MODELS; None takes any. FerError where folder, weights or config do not fit.
     """
     if kind is None:
-        kind = "teacher" if _manifest_kind(folder) == "teacher" else "student"
+        found = _manifest_kind(folder)
+        kind = found if found in MODELS else "student"
     read_manifest(folder, kind)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -1,8 +1,26 @@
 """Settings of the stages: every default is written here and nowhere else. No torch, so that --help is quick."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from efficientface import FerError
+
+
+class Published(NamedTuple):
+    """How the authors' code (zengqunzhao/EfficientFace) normalises a data set's images: RGB, 0 to 1."""
+
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+_AFFECTNET = (0.55391484, 0.43522123, 0.3821877), (0.24837189, 0.21625527, 0.20221159)
+PUBLISHED = {
+    "raf-db": Published(7, (0.57535914, 0.44928582, 0.40079932), (0.20735591, 0.18981615, 0.18132027)),
+    "caer-s": Published(7, (0.35964426, 0.22359873, 0.19040863), (0.15188067, 0.11678473, 0.1103445)),
+    "affectnet-7": Published(7, *_AFFECTNET),
+    "affectnet-8": Published(8, *_AFFECTNET),
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,6 @@ class TeachConfig(TrainConfig):
         if self.folds:
             _within("--folds", self.folds, 2, 100)
         _one_of("--format", self.format, ("parquet", "hdf5"))
-        _one_of("--teacher-arch", self.teacher_arch, ("resnet18", "resnet34", "resnet50"))
         _within("--views", self.views, 0, 1000)
         _within("--label-smoothing", self.label_smoothing, 0.0, 0.9)
         _name("--cache", self.cache)

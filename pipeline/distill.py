@@ -14,7 +14,7 @@ from efficientface import FerError
 from efficientface.cache.distributions import Distributions, tempered
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
-from efficientface.models import build
+from efficientface.models import MODULATED, build, check_size
 from efficientface.pipeline.artifact import (
     check_files,
     is_finished,
@@ -41,6 +41,10 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
     LDL reads RUN/distributions (or distributions-CACHE); SLL needs faces/ alone.
     """
     prepare(config.device)
+    if config.modulation != DistillConfig.modulation and config.arch not in MODULATED:
+        raise FerError(
+            f"--modulation {config.modulation} is about the modulator, which {config.arch} has not; leave it out"
+        )
     inputs = read_inputs(run)
     folder = run / "students" / (config.name or config.loss)
     made_from = {"faces": reference_to(inputs.folder, folder)}
@@ -72,8 +76,9 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
     if temperature != 1:
         lesson = with_temperature(lesson, temperature)
     torch.manual_seed(config.seed)
-    options = {"modulation": config.modulation} if config.arch == "efficientface" else {}
+    options = {"modulation": config.modulation} if config.arch in MODULATED else {}
     model = build(config.arch, len(classes), **options)
+    check_size(model, config.arch, config.size)
     log.info("student: %s, %s, on %d faces at %d pixels", config.arch, config.loss, len(train), config.size)
     digests = {f"{name}_manifest": reference["manifest"] for name, reference in made_from.items()}
     weights, best = fit(model, train, lesson, judge, config, {**inputs.facts, **digests}, folder)

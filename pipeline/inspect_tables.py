@@ -260,7 +260,13 @@ def model_tables(result: dict[str, Any]) -> list[Any]:
     options = "".join(f", {name} {value}" for name, value in (result["options"] or {}).items())
     facts.add_row("network", text(f"{result['arch']}{options}, {result['parameters']:,} parameters"))
     facts.add_row("input", text(f"{result['size']} x {result['size']} pixels"))
-    facts.add_row("classes", text(", ".join(result["classes"])))
+    names = result["classes"]
+    many = f"{len(names):,} identities, first {names[0]}" if result["kind"] == "identities" else ", ".join(names)
+    facts.add_row("classes", text(many))
+    if not result["epochs"]:
+        facts.add_row("trained", text("elsewhere, and imported"))
+        facts.add_row("size", bytes_text(result["bytes"]))
+        return [heading(result), facts]
     words = [f"{name.replace('_', ' ')} {settings[name]}" for name in TOLD if settings.get(name) not in (None, "")]
     facts.add_row("trained", text(f"on {amount(result['train_faces'])} faces: {', '.join(words)}"))
     best = result["best"] or {}

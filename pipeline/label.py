@@ -93,11 +93,21 @@ class Teachers:
         """How many answers faces of these folds (N,) take: one, or one of each teacher."""
         return int(np.where(fold < 0, len(self.models), 1).sum())
 
-    def trained_on(self) -> set[str]:
-        """Hashes of the pictures that at least one of them was trained on."""
-        return {
-            digest for folder in self.folders for digest in pq.read_table(folder / TRAINED_ON)["image_hash"].to_pylist()
-        }
+    def trained_on(self, faces: Faces) -> np.ndarray:
+        """(N,) bool: whether at least one of them was trained on the picture.
+
+        An imported teacher does not say; it counts as trained on all but the test split, since validation faces may
+        have been carved from its training set.
+        """
+        seen = np.zeros(len(faces), bool)
+        for folder in self.folders:
+            if TRAINED_ON in read_manifest(folder, "teacher")["files"]:
+                pictures = set(pq.read_table(folder / TRAINED_ON, columns=["image_hash"])["image_hash"].to_pylist())
+                seen |= np.array([digest in pictures for digest in faces.image_hash], bool)
+            else:
+                log.info("%s does not say what it was trained on; all faces but test are marked as seen", folder)
+                seen |= faces.split != "test"
+        return seen
 
     def described(self) -> dict[str, Any]:
         """What the cache's manifest says of them."""
@@ -173,8 +183,7 @@ def cache_distributions(
     elif teachers is None:
         fold = np.full(len(faces), NO_TEACHER, np.int8)
     else:
-        seen = teachers.trained_on()
-        fold = np.array([SEEN if digest in seen else UNSEEN for digest in faces.image_hash], np.int8)
+        fold = np.where(teachers.trained_on(faces), SEEN, UNSEEN).astype(np.int8)
     names = [f"part-{k:05d}.parquet" for k in range(-(-len(faces) // config.shard_faces))]
     rank, world = rank_and_world()
     log.info("distributions: %s views of %s faces", f"{len(faces) * (1 + settings['views']):,}", f"{len(faces):,}")

@@ -15,7 +15,7 @@ from efficientface import FerError
 from efficientface.cache.hdf5 import check_hdf5_names
 from efficientface.cache.parquet import check_class_names
 from efficientface.data.views import draw_views
-from efficientface.models import build
+from efficientface.models import build, check_size
 from efficientface.pipeline.artifact import (
     check_files,
     is_finished,
@@ -93,6 +93,7 @@ def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig, without: np
     classes = train.classes
     torch.manual_seed(config.seed)
     model = build(config.teacher_arch, len(classes))
+    check_size(model, config.teacher_arch, config.size)
     onehot = np.eye(len(classes), dtype=np.float32)[train.label]
     targets = onehot * (1 - config.label_smoothing) + config.label_smoothing / len(classes)
 

@@ -129,6 +129,8 @@ def train_epoch(
 ) -> float:
     """One pass over the faces; the mean loss a face, over all ranks."""
     rank, world = place
+    # dropout and the like draw from torch's generator: keyed by the epoch, a resumed training draws the same
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1, np.uint64)[0]))
     model.train()
     batches = global_batches(len(faces), config.batch_size, config.seed, epoch, world)
     mine = [rows[rank::world] for rows in batches]

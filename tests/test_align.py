@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -281,6 +282,7 @@ def test_faces_stay_until_others_have_taken_their_place(source, aligned, tmp_pat
     with pytest.raises(FerError, match="gave a face"):
         align.run(tmp_path / "walls", run, CONFIG, replace=True)
     assert files_of(run / "faces") == before
+    assert {path.name for path in run.iterdir()} <= {"faces", ".align.lock"}
 
     class Killed(BaseException):
         pass
@@ -318,7 +320,9 @@ def test_names_that_are_not_utf_8(source, tmp_path):
     shutil.copytree(source, odd)
     align.run(odd, tmp_path / "run", CONFIG)
     assert read_manifest(tmp_path / "run" / "faces", "faces")["made_from"]["source"]["path"] == "../../odd%FF"
-    with pytest.raises(FerError, match=r"odd%FF.run is no UTF-8, the tables' text; give the run folder another name"):
+    with pytest.raises(
+        FerError, match=r"odd%FF/run/faces is no UTF-8, the tables' text; give the run folder another name"
+    ):
         align.run(source, odd / "run", CONFIG)
 
 

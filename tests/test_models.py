@@ -1,4 +1,4 @@
-"""EfficientFace against a plain recomputation and, where they are at hand, the authors' answers; the teachers."""
+"""EfficientFace against a plain recomputation and, where they are at hand, the authors' answers; its ablations."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 
 from efficientface import FerError
-from efficientface.models import ARCHITECTURES, build
+from efficientface.models import build
 from efficientface.models.efficientface import efficient_face, load_official
 
 
@@ -186,15 +187,11 @@ def test_has_the_published_number_of_parameters():
 
 
 @pytest.mark.parametrize(
-    ("options", "millions"),
-    [
-        ({"local": False, "modulator": False, "widths": (24, 116, 232, 464, 1024)}, 1.2608),
-        ({"modulator": False}, 1.2718),
-        ({"local": False}, 1.2651),
-    ],
+    ("arch", "millions"),
+    [("baseline", 1.2608), ("baseline-local", 1.2718), ("baseline-modulator", 1.2651), ("efficientface", 1.2753)],
 )
-def test_ablations_have_the_papers_size(options, millions):
-    model = efficient_face(7, **options)
+def test_ablations_have_the_papers_size(arch, millions):
+    model = build(arch, 7)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 4) == millions
     assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
 
@@ -264,18 +261,29 @@ def test_exports_with_any_number_of_faces():
         torch.testing.assert_close(program(images), model(images))
 
 
-@pytest.mark.parametrize(("arch", "parameters"), [("resnet18", 11_180_103), ("resnet50", 23_522_375)])
-def test_the_teacher_is_a_resnet(arch, parameters):
-    model = build(arch, 7).eval()
-    assert sum(p.numel() for p in model.parameters()) == parameters
-    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+def test_the_baseline_is_shufflenet():
+    """Table 1's first row, against torchvision's network of the same names and shapes."""
+    theirs = varied(torchvision.models.shufflenet_v2_x1_0(num_classes=7))
+    ours = build("baseline", 7).eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images))
 
 
-def test_builds_what_it_names():
-    for arch in ARCHITECTURES:
-        assert build(arch, 3)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
-    with pytest.raises(FerError) as error:
-        build("vgg", 7)
-    assert str(error.value) == (
-        "architecture vgg is not known; choose from efficientface, resnet18, resnet34, resnet50"
-    )
+@pytest.mark.parametrize("modulation", ["multiply", "add"])
+def test_an_ablation_leaves_out_what_it_names(modulation):
+    """Where a part of EfficientFace adds nothing, the network without that part answers the same."""
+    whole = varied(efficient_face(7, modulation=modulation))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    for arch, part in (("baseline-local", "modulator"), ("baseline-modulator", "local")):
+        options = {"modulation": modulation} if arch == "baseline-modulator" else {}
+        without = build(arch, 7, **options).eval()
+        without.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith(part)})
+        silent = whole.local.register_forward_hook(lambda module, inputs, output: 0 * output)
+        through = whole.modulator.register_forward_hook(lambda module, inputs, output: inputs[0])
+        (silent if part == "modulator" else through).remove()
+        with torch.no_grad():
+            torch.testing.assert_close(without(images), whole(images))
+        silent.remove()
+        through.remove()
