@@ -103,6 +103,10 @@ def read_source(
         raise FerError(f"{path} does not exist; give a folder of photographs or a table that names them")
     if path.is_dir() and not _entries(path):
         raise FerError(f"{path} is an empty folder; give a folder of photographs or a table that names them")
+    if layout == "identities":
+        if classes is not None:
+            raise FerError("--classes names expressions; layout identities takes people's names as they are")
+        return _identities(path)
     wanted = None if classes is None else Wanted.read(classes)
     if layout is None:
         layout = next((name for name, known in LAYOUTS.items() if known.recognises(path)), None)
@@ -607,6 +611,36 @@ def _ferplus_table(path: Path, folder: str) -> tuple[Path, pd.DataFrame, list[st
     return table, once.reset_index(drop=True), notes
 
 
+# --- layout `identities` --------------------------------------------------------------------------------------
+
+
+def _identities(path: Path) -> Source:
+    """A folder a person, or a table whose `label` is a person; names are taken as they are, whatever they mean.
+
+    Without splits all is train: validation is then carved from every person's pictures, and nobody is held out.
+    """
+    is_table = path.is_file() or any(_fits(table, None) for table in _tables_in(path))
+    listing = (_read_table if is_table else _read_folders)(path, None, "majority")
+    # names that are not UTF-8 could not be written down
+    names = [n and n.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for n in listing.labels]
+    people = tuple(sorted({name for name in names if name}))
+    if len(people) < 2:
+        raise FerError(f"{path} shows {_s(len(people), 'person')}; give a folder a person, two or more of them")
+    nowhere = all(split is None for split in listing.splits)
+    columns = {
+        "file": listing.files,
+        "label": names,
+        "votes": [None] * len(names),
+        "votes_other": [None] * len(names),
+        "split": ["train"] * len(names) if nowhere else listing.splits,
+        # the person is the label; carving validation by person would leave nothing to judge by
+        "group": [None] * len(names),
+    }
+    rows = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
+    read = f"Read {listing.where} as layout identities: {_images(len(rows))} of {len(people):,} people."
+    return Source(listing.root, "identities", people, rows, (read, *listing.notes))
+
+
 # --- files ----------------------------------------------------------------------------------------------------
 
 
@@ -741,6 +775,8 @@ LAYOUTS = {
     "ferplus": Layout(_is_ferplus, _read_ferplus),
     "table": Layout(_is_table, _read_table),
     "folders": Layout(Path.is_dir, _read_folders),
+    # never recognised: names of people look like any others. Read by `_identities`, without a vocabulary
+    "identities": Layout(lambda path: False, _read_folders),
 }
 
 
@@ -805,6 +841,8 @@ def _carve(rows: pd.DataFrame, name: str, count: int, seed: int) -> list[str]:
     for split, part in ((name, chosen), ("train", left)):
         lacking = sorted(set(faces["label"]) - set(part["label"]))
         if lacking:
+            if len(lacking) > 10:
+                lacking = [*lacking[:9], f"{len(lacking) - 9:,} others"]
             notes.append(f"{split} has no face of {_listed(lacking, 'and')}: too few to divide.")
     return notes
 
