@@ -133,7 +133,12 @@ def cli() -> None:
 @cli.command()
 @click.argument("source", type=PATH)
 @click.argument("run", type=PATH)
-@setting(AlignConfig, "layout", "How SOURCE is laid out; recognised by itself if not given.", type=str)
+@setting(
+    AlignConfig,
+    "layout",
+    "How SOURCE is laid out; recognised by itself, but for identities: a folder a person.",
+    type=str,
+)
 @click.option("--classes", help="Class names in order, with commas; those that occur in SOURCE if not given.")
 @setting(AlignConfig, "label_rule", "FER+: from votes to a label.", type=click.Choice(["majority", "votes"]))
 @setting(AlignConfig, "val_from_train", "Share of the training faces carved as validation.", type=float)

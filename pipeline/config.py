@@ -58,7 +58,7 @@ class TrainConfig:
     label_smoothing: float = 0.0  # share of a single label spread over all classes
     class_weights: str = "none"  # of single labels; `balanced`: N / (classes x faces of the class)
     init: str = ""  # a finished model's folder to start from; its last layer only if it has the same classes
-    preset: str = ""  # where the settings come from, and
+    preset: str | None = None  # where the settings come from, and
     given: tuple[str, ...] = ()  # those given beside it; see `with_preset`
     device: str = "cpu"
     precision: str = "fp32"  # `bf16` and `fp16` by autocast

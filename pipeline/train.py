@@ -148,6 +148,7 @@ def train_epoch(
     """One pass over the faces at `rows`, in that order; the mean loss a face, over all ranks."""
     rank, world = place
     model.train()
+    torch.manual_seed(config.seed * 100_003 + epoch)  # of dropout, where a network has it: a resume draws the same
     batches = global_batches(len(rows), config.batch_size, world)
     mine = [places[rank::world] for places in batches]
     targets = torch.from_numpy(lesson.targets)
