@@ -74,7 +74,12 @@ def training_settings(config: type[TrainConfig]) -> Callable[[Command], Command]
         ),
         setting(config, "label_smoothing", "Share of each single label spread over all classes."),
         setting(config, "class_weights", "Of single labels; balanced: rare classes count more.", type=balanced),
-        setting(config, "init", "Start from the weights of this finished model; new last layer.", metavar="FOLDER"),
+        setting(
+            config,
+            "init",
+            "Start from a finished model's weights; its last layer only if the classes are the same.",
+            metavar="FOLDER",
+        ),
         setting(config, "patience", "Stop after so many epochs without a better validation accuracy; 0 never."),
         setting(config, "choose_on", "Split that picks the best epoch; the paper's authors pick it on test."),
         setting(config, "device", "Where to compute: cpu, cuda, cuda:1 ..."),

@@ -1,8 +1,11 @@
 """Telling people apart, networks that start from others' weights, and presets: on disk, refused, in which words."""
 
 import json
+import re
+import shlex
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -308,6 +311,20 @@ def test_what_is_typed_wins_also_if_it_is_a_default(configured):
     assert config.origin == {"preset": {"name": "ferplus", "given": ["epochs", "loss", "seed"]}}
     assert configured("distill", "--epochs", 7) == DistillConfig(epochs=7)
     assert configured("distill", "--epochs", 7).origin == {}
+
+
+def test_the_commands_that_reproduce_the_paper_are_commands():
+    page = (Path(__file__).parent.parent / "docs" / "reproducing.md").read_text()
+    lines = [line for block in re.findall(r"^```\n(.*?)^```", page, re.M | re.S) for line in block.splitlines()]
+    assert len(lines) > 20
+    for line in lines:
+        fer_, name, *words = shlex.split(line, comments=True)
+        assert fer_ == "fer"
+        if name in cli.commands:
+            cli.commands[name].make_context(name, words)
+    assert set(re.findall(r"^\| (`[a-z0-9-]+`(?:, `[a-z0-9-]+`)*) \|", page, re.M)) == {
+        "`raf-db`", "`caer-s`", "`affectnet-7`, `affectnet-8`", "`ferplus`",
+    }  # fmt: skip
 
 
 def test_presets_name_settings_that_there_are():
