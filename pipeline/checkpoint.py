@@ -92,8 +92,7 @@ def start_from(init: str, model: nn.Module, config: dict[str, Any]) -> None:
         raise FerError(f"--init {init} is {_network(found)}, not {_network(config)}; give a model of the same network")
     classes = config["classes"]
     weights, fresh = source.state_dict(), model.state_dict()
-    with torch.device("meta"):
-        wider = build(config["arch"], len(classes) + 1, **config["options"]).state_dict()
+    wider = build(config["arch"], len(classes) + 1, **config["options"]).state_dict()
     for name in (name for name, tensor in fresh.items() if tensor.shape != wider[name].shape):
         if set(classes) == set(found["classes"]):
             weights[name] = weights[name][[found["classes"].index(c) for c in classes]]

@@ -154,7 +154,9 @@ def test_sources_that_cannot_be_used_are_refused_in_a_sentence(tmp_path):
 
 def test_options_that_mean_nothing_are_refused(tmp_path):
     put(tmp_path, "sad/1.jpg", "fear/1.jpg")
-    assert refusal(tmp_path, layout="tree") == "'tree' is not a layout; give one of ferplus, table, folders or identities"
+    assert (
+        refusal(tmp_path, layout="tree") == "'tree' is not a layout; give one of ferplus, table, folders or identities"
+    )
     assert refusal(tmp_path, label_rule="mean") == "'mean' is not a rule for labels; give one of majority or votes"
     assert refusal(tmp_path, classes=["sad", "Sadness", "fear"]) == "--classes names a class twice: sad, Sadness, fear"
     assert refusal(tmp_path, classes=["sad", "none"]) == "--classes must name two classes or more, not 1"
