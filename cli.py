@@ -1,19 +1,32 @@
 """The `fer` command: read options, call one stage, print what it returns. Nothing here imports torch."""
 
 import csv
+import errno
+import functools
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from efficientface import FerError, __version__
 from efficientface.pipeline.artifact import MODELS
-from efficientface.pipeline.config import PUBLISHED, AlignConfig, DemoConfig, DistillConfig, TeachConfig, TrainConfig
+from efficientface.pipeline.config import (
+    NORMALISATIONS,
+    PRESETS,
+    PUBLISHED,
+    AlignConfig,
+    DemoConfig,
+    DistillConfig,
+    PretrainConfig,
+    TeachConfig,
+    TrainConfig,
+    with_preset,
+)
 
 LEADS = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 PATH = click.Path(path_type=Path)
@@ -21,13 +34,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class FerGroup(click.Group):
-    """Shows a FerError as one line, status 1. Any other error is our bug and keeps its traceback."""
+    """Shows a FerError, and what the system refuses, as one line, status 1. Another error is our bug: a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except FerError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends quietly when a pipe's reader has gone
+            where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the output"
+            raise click.ClickException(
+                f"{where}: {error.strerror or error}; what was finished is kept, the same command goes on from there"
+            ) from error
 
 
 def setting(config: type, name: str, text: str, **more: Any) -> Callable[[Command], Command]:
@@ -38,17 +58,39 @@ def setting(config: type, name: str, text: str, **more: Any) -> Callable[[Comman
 
 
 def training_settings(config: type[TrainConfig]) -> Callable[[Command], Command]:
-    """The options that training a teacher and training a student share."""
+    """The options that training any network has."""
+    scale = "" if config is PretrainConfig else ", on equation (5)'s scale"
+    balanced = click.Choice(["none", "balanced"])
     options = [
         setting(config, "size", "Pixels a side that the network sees."),
         setting(config, "epochs", "Passes over the training faces."),
         setting(config, "batch_size", "Faces in one step."),
-        setting(config, "lr", "SGD's first (step) or highest (onecycle) learning rate, on equation (5)'s scale."),
+        setting(config, "lr", f"SGD's first (step) or highest (onecycle) learning rate{scale}."),
         setting(config, "momentum", "SGD's momentum."),
         setting(config, "weight_decay", "L2 penalty on all weights."),
         setting(config, "schedule", "How the learning rate falls.", type=click.Choice(["step", "onecycle"])),
         setting(config, "lr_step", "Epochs between two tenfold cuts of --lr (step)."),
         setting(config, "min_area", "Smallest share of the face that a random crop keeps."),
+        setting(
+            config,
+            "normalisation",
+            "Mean and standard deviation: of the run's faces, or what the authors' code has for a data set.",
+            type=click.Choice(["faces", *NORMALISATIONS]),
+        ),
+        setting(
+            config,
+            "sampling",
+            "Each face once an epoch, or as many draws with every class equally likely.",
+            type=click.Choice(["every", "balanced"]),
+        ),
+        setting(config, "label_smoothing", "Share of each single label spread over all classes."),
+        setting(config, "class_weights", "Of single labels; balanced: rare classes count more.", type=balanced),
+        setting(
+            config,
+            "init",
+            "Start from a finished model's weights; its last layer only if the classes are the same.",
+            metavar="FOLDER",
+        ),
         setting(config, "patience", "Stop after so many epochs without a better validation accuracy; 0 never."),
         setting(config, "choose_on", "Split that picks the best epoch; the paper's authors pick it on test."),
         setting(config, "device", "Where to compute: cpu, cuda, cuda:1 ..."),
@@ -65,12 +107,37 @@ def training_settings(config: type[TrainConfig]) -> Callable[[Command], Command]
     return decorate
 
 
+PRESET = click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="The paper's and its authors' settings for a data set; ferplus, not in the paper, those of docs/results.md. "
+    "What is given beside it wins.",
+)
+
+
+def configured(config: type[TrainConfig], preset: str | None, options: dict[str, Any]) -> Any:
+    """The settings that the options make; with a preset only those that were typed count."""
+    if preset is None:
+        return config(**options)
+    source = click.get_current_context().get_parameter_source
+    typed = {name: value for name, value in options.items() if source(name) is click.core.ParameterSource.COMMANDLINE}
+    return with_preset(config, preset, **typed)
+
+
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
 def output_options(command: Command) -> Command:
     """--json and --csv of the commands that look into things."""
-    return click.option("--csv", "as_csv", is_flag=True, help="Print the main table as CSV.")(JSON(command))
+
+    @functools.wraps(command)
+    def checked(*args: Any, as_csv: bool, as_json: bool, **options: Any) -> Any:
+        if as_csv and as_json:
+            raise FerError("--json and --csv ask for two things; give one of them")
+        return command(*args, as_csv=as_csv, as_json=as_json, **options)
+
+    as_csv = click.option("--csv", "as_csv", is_flag=True, help="Print the main table as CSV.")
+    return cast(Command, as_csv(JSON(checked)))
 
 
 @click.group(cls=FerGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -90,7 +157,12 @@ def cli() -> None:
 @cli.command()
 @click.argument("sources", nargs=-1, required=True, metavar="[NAME=]SOURCE...")
 @click.argument("run", type=PATH)
-@setting(AlignConfig, "layout", "How SOURCE is laid out (or NAME=LAYOUT,...); recognised if not given.", type=str)
+@setting(
+    AlignConfig,
+    "layout",
+    "How SOURCE is laid out (or NAME=LAYOUT,...); recognised if not given, but for identities.",
+    type=str,
+)
 @click.option(
     "--classes",
     help="Class names in order, with commas, or a data set's: affectnet-7, raf-db ...; those that occur if not given.",
@@ -145,11 +217,18 @@ def align(
     multiple=True,
     help="A finished teacher's folder: no training, ask this one. Several are averaged.",
 )
-@setting(TeachConfig, "label_smoothing", "Share of each training label spread over all classes.")
 @setting(TeachConfig, "label_batch", "Views in one forward pass while labelling.")
+@PRESET
 @training_settings(TeachConfig)
 @JSON
-def teach(run: Path, checkpoints: tuple[Path, ...], more_views: int | None, as_json: bool, **options: Any) -> None:
+def teach(
+    run: Path,
+    checkpoints: tuple[Path, ...],
+    more_views: int | None,
+    preset: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Train the label distribution generator on RUN/faces and cache its answer about every face.
 
     \b
@@ -159,7 +238,8 @@ def teach(run: Path, checkpoints: tuple[Path, ...], more_views: int | None, as_j
     from efficientface.pipeline import show
     from efficientface.pipeline import teach as stage
 
-    _print(stage.run(run, TeachConfig(**options), checkpoints, more_views or 0), as_json, show.facts)
+    config = configured(TeachConfig, preset, options)
+    _print(stage.run(run, config, checkpoints, more_views or 0), as_json, show.facts)
 
 
 @cli.command()
@@ -176,17 +256,24 @@ def teach(run: Path, checkpoints: tuple[Path, ...], more_views: int | None, as_j
     "EfficientFace: authors' code or equation (1).",
     type=click.Choice(["multiply", "add"]),
 )
-@setting(DistillConfig, "loss", "ldl: cached distributions; sll: single labels.", type=click.Choice(["ldl", "sll"]))
+@setting(
+    DistillConfig,
+    "loss",
+    "ldl: equation (5) on cached distributions; kl: tempered divergence to them; sll: single labels.",
+    type=click.Choice(["ldl", "kl", "sll"]),
+)
 @setting(DistillConfig, "cache", "Read distributions-NAME/ instead of distributions/.", metavar="NAME")
 @setting(DistillConfig, "name", "Write students/NAME; the loss's name if not given.", metavar="NAME")
-@setting(DistillConfig, "temperature", "T of the targets softmax(log p / T) (ldl); more than 1 is softer.")
+@setting(DistillConfig, "temperature", "T of the targets softmax(log p / T), more is softer; kl: also of the student.")
+@setting(DistillConfig, "label_weight", "Share of the label in the target, beside the distribution (ldl, kl).")
 @click.option("--calibrated", is_flag=True, help="The temperature that `fer teach --calibrate` noted in the cache.")
 @click.option("--live", is_flag=True, help="Ask RUN/teacher about every crop, as the authors do, not the cache.")
 @setting(DistillConfig, "label_batch", "Views in one forward pass of the teacher (--live).")
-@click.option("--unlabelled", is_flag=True, help="Also train on faces without a label (ldl).")
+@click.option("--unlabelled", is_flag=True, help="Also train on faces without a label (ldl, kl).")
+@PRESET
 @training_settings(DistillConfig)
 @JSON
-def distill(run: Path, as_json: bool, **options: Any) -> None:
+def distill(run: Path, preset: str | None, as_json: bool, **options: Any) -> None:
     """Train a student on RUN's cached distributions; the teacher is not loaded.
 
     \b
@@ -196,7 +283,29 @@ def distill(run: Path, as_json: bool, **options: Any) -> None:
     from efficientface.pipeline import distill as stage
     from efficientface.pipeline import show
 
-    _print(stage.run(run, DistillConfig(**options)), as_json, show.facts)
+    _print(stage.run(run, configured(DistillConfig, preset, options)), as_json, show.facts)
+
+
+@cli.command()
+@click.argument("run", type=PATH)
+@click.option("--arch", default=PretrainConfig.arch, help="The network: that of the teacher or student to come.")
+@setting(PretrainConfig, "modulation", "As of `fer distill`.", type=click.Choice(["multiply", "add"]))
+@setting(PretrainConfig, "name", "Write identities/NAME; the network's name if not given.", metavar="NAME")
+@training_settings(PretrainConfig)
+@JSON
+def pretrain(run: Path, as_json: bool, **options: Any) -> None:
+    """Train a network to tell people apart, for `fer teach --init` and `fer distill --init` to start from.
+
+    RUN is what `fer align SOURCE RUN --layout identities` made of a folder a person, or of a table.
+
+    \b
+    Example:
+        fer pretrain runs/people --arch efficientface --epochs 30
+    """
+    from efficientface.pipeline import pretrain as stage
+    from efficientface.pipeline import show
+
+    _print(stage.run(run, PretrainConfig(**options)), as_json, show.facts)
 
 
 @cli.command()
@@ -421,6 +530,7 @@ def profile(archs: tuple[str, ...], count_only: bool, as_csv: bool, as_json: boo
 @click.argument("run", type=PATH, default=DemoConfig.run)
 @click.option("--images", type=PATH, help="Only draw: leave the faces in this folder as labelled photographs.")
 @setting(DemoConfig, "count", "Faces to draw.")
+@setting(DemoConfig, "identities", "With --images: faces of so many people, a folder each; 0: all are of others.")
 @setting(DemoConfig, "teacher_arch", "The LDG's network.", metavar="NAME")
 @setting(DemoConfig, "size", "Pixels a side that the networks see.")
 @setting(DemoConfig, "teacher_epochs", "Passes of the LDG's training.")
@@ -440,6 +550,8 @@ def demo(run: Path, images: Path | None, as_json: bool, **options: Any) -> None:
     from efficientface.pipeline import demo as stage
 
     config = DemoConfig(**options)
+    if config.identities and images is None:
+        raise FerError("--identities is about drawing alone; give --images FOLDER as well")
     if images is not None:
         click.echo(stage.draw(images, config))
         return
@@ -456,8 +568,6 @@ def _print(
     if not LEADS:
         return
     if csv_rows is not None:
-        if as_json:
-            raise FerError("--json and --csv ask for two things; give one of them")
         from efficientface.pipeline.show import flat
 
         rows = [flat(row) for row in csv_rows]

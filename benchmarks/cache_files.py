@@ -123,11 +123,12 @@ def epoch_in_memory(cached: Distributions) -> Callable[[int], Any]:
     rng = np.random.default_rng(1)
     order = rng.permutation(len(cached))
     ids, hashes = cached.face_id[order], cached.image_hash[order]
-    lesson = replay(cached.select(order), CROP, DistillConfig()) if cached.views else None
+    lessons = replay(cached.select(order), CROP, DistillConfig()) if cached.views else None
+    every = np.arange(len(cached))
 
     def epoch(number: int) -> Any:
         rows = cached.rows_of(ids, hashes, "cache")
-        return lesson(number) if lesson else cached.canonical[rows]
+        return lessons(every, np.full_like(every, number)) if lessons else cached.canonical[rows]
 
     return epoch
 

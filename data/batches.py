@@ -27,10 +27,12 @@ def view_batches(
     flips: np.ndarray,
     size: int,
     workers: int = 0,
+    shown: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Yield (rows, images) for each array of rows in `order`; a face is decoded once for all its views.
 
-    boxes: (N, K, 4) uint16 and flips: (N, K) bool, K views of each of the N faces.
+    boxes: (N, K, 4) uint16 and flips: (N, K) bool, K views of each of the N faces. With `shown` (M,), rows are places
+    in it: boxes and flips have M entries, and entry m is about the face `shown[m]`, which may come again.
     images: (B * K, 3, size, size) uint8 RGB in channels_last memory, the K views of a face one after another.
     """
     views = boxes.shape[1]
@@ -40,7 +42,7 @@ def view_batches(
             for rows in order:
                 pixels = np.empty((len(rows), views, size, size, 3), np.uint8)
                 tasks = [
-                    pool.submit(_fill, faces, rows[k : k + CHUNK], boxes, flips, pixels[k : k + CHUNK])
+                    pool.submit(_fill, faces, rows[k : k + CHUNK], boxes, flips, pixels[k : k + CHUNK], shown)
                     for k in range(0, len(rows), CHUNK)
                 ]
                 started.append((rows, pixels, tasks))
@@ -52,9 +54,11 @@ def view_batches(
             pool.shutdown(cancel_futures=True)
 
 
-def _fill(faces: Faces, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray, out: np.ndarray) -> None:
+def _fill(
+    faces: Faces, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray, out: np.ndarray, shown: np.ndarray | None
+) -> None:
     for place, row in enumerate(rows):
-        face = faces.image(row)
+        face = faces.image(row if shown is None else shown[row])
         for view in range(boxes.shape[1]):
             out[place, view] = render(face, boxes[row, view], bool(flips[row, view]), out.shape[2])
 

@@ -7,7 +7,8 @@ to the image's right, y downwards, the origin lies between the eyes and the nose
 in flat colours at sub-pixel places, then one light map, computed from a height field of the head in face
 units, shades everything.
 
-Face k depends on (seed, k) and the size alone, never on how many faces are drawn or by how many processes.
+Face k depends on (seed, k) and the size alone, never on how many faces are drawn or by how many processes; with
+`identities` also on how many there are: face k then shows person k modulo that number.
 """
 
 import os
@@ -112,29 +113,40 @@ def split_of(k: int) -> str:
 
 
 def write_photos(
-    folder: Path, count: int, seed: int, size: int = 224, progress: Callable[[int], None] | None = None
+    folder: Path,
+    count: int,
+    seed: int,
+    size: int = 224,
+    progress: Callable[[int], None] | None = None,
+    identities: int = 0,
 ) -> Path:
     """Draw faces 0 .. count - 1 into folder as a labelled photo folder; return its table.
 
     Leaves images/face-000000.jpg ... and, last, labels.csv: image, label, split and one column a class with
     the true mixture. progress is called with the number of faces just finished. The same arguments write
     the same bytes again; a folder that holds anything else is refused.
+
+    With `identities` the faces are of so many people, a folder each (person-0000/face-000000.jpg ...), and there is no
+    table; returns `folder`. A person keeps head, features, skin, hair and eyes, all else changes from face to face.
     """
     import pandas as pd  # here, because the processes that draw do without it
 
     if count < 1:
         raise FerError(f"cannot draw {count} faces; ask for at least 1")
-    names = [f"images/face-{k:06d}.jpg" for k in range(count)]
+    names = [_file_of(k, identities) for k in range(count)]
     _refuse_foreign(folder, set(names))
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for name in names[: identities or 1]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
 
     # A killed run leaves no table, so nobody takes half the faces for all of them.
     (folder / "labels.csv").unlink(missing_ok=True)
     mixtures = np.stack([mixture(seed, k) for k in range(count)])
     chunks = [range(start, min(start + 50, count)) for start in range(0, count, 50)]
-    for finished in _in_processes(_write_images, [(folder, chunk, seed, size) for chunk in chunks]):
+    for finished in _in_processes(_write_images, [(folder, chunk, seed, size, identities) for chunk in chunks]):
         if progress:
             progress(finished)
+    if identities:
+        return folder
 
     table = pd.DataFrame({"image": names, "label": [EXPRESSIONS_DRAWN[c] for c in mixtures.argmax(axis=1)]})
     table["split"] = [split_of(k) for k in range(count)]
@@ -166,15 +178,21 @@ def _refuse_foreign(folder: Path, ours: set[str]) -> None:
         )
 
 
-_Task = tuple[Path, range, int, int]  # folder, faces, seed, size
+def _file_of(k: int, identities: int) -> str:
+    parent = f"person-{k % identities:04d}" if identities else "images"
+    return f"{parent}/face-{k:06d}.jpg"
+
+
+_Task = tuple[Path, range, int, int, int]  # folder, faces, seed, size, identities
 
 
 def _write_images(task: _Task) -> int:
-    folder, faces, seed, size = task
+    folder, faces, seed, size, identities = task
     for k in faces:
-        image = draw_face(mixture(seed, k), np.random.default_rng([seed, k, 1]), size)
+        who = np.random.default_rng([seed, k % identities, 2]) if identities else None
+        image = draw_face(mixture(seed, k), np.random.default_rng([seed, k, 1]), size, who)
         data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
-        (folder / "images" / f"face-{k:06d}.jpg").write_bytes(data.tobytes())
+        (folder / _file_of(k, identities)).write_bytes(data.tobytes())
     return len(faces)
 
 
@@ -750,13 +768,18 @@ def _mix(part: np.ndarray, other: np.ndarray, share: np.ndarray) -> None:
     part[:] = part + share * (other - part) + np.float32(0.5)
 
 
-def draw_face(mixture: np.ndarray, rng: np.random.Generator, size: int = 224) -> np.ndarray:
-    """One face showing mixture (7,), everything else about it drawn from rng: (size, size, 3) uint8 RGB."""
-    return draw_face_and_landmarks(mixture, rng, size)[0]
+def draw_face(
+    mixture: np.ndarray, rng: np.random.Generator, size: int = 224, who: np.random.Generator | None = None
+) -> np.ndarray:
+    """One face showing mixture (7,), everything else about it drawn from rng: (size, size, 3) uint8 RGB.
+
+    With `who` the person shown is drawn from that.
+    """
+    return draw_face_and_landmarks(mixture, rng, size, who)[0]
 
 
 def draw_face_and_landmarks(
-    mixture: np.ndarray, rng: np.random.Generator, size: int = 224
+    mixture: np.ndarray, rng: np.random.Generator, size: int = 224, who: np.random.Generator | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """draw_face, and where its eyes, nose's tip and mouth's corners lie: (5, 2) x, y in pixels.
 
@@ -765,7 +788,7 @@ def draw_face_and_landmarks(
     """
     numbers = np.asarray(astuple(blend(mixture)))
     e = Expression(*(numbers + JITTER * np.clip(rng.standard_normal(len(numbers)), -2.5, 2.5)).tolist())
-    person = _draw_person(rng)
+    person = _draw_person(rng if who is None else who)
     scene = _draw_scene(rng, size)
     style = _HAIR[person.style]
     mouth = _mouth(person, e, rng.normal(0, 0.02))

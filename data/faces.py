@@ -116,8 +116,9 @@ class Faces:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         arrays = {
             name: getattr(self, name)[rows]
-            for name in ("face_id", "image_hash", "split", "label", "votes", "group", "status", "usable", "place")
+            for name in ("face_id", "image_hash", "split", "label", "group", "status", "usable", "place")
         }
+        arrays["votes"] = no_votes(len(rows), len(self.classes)) if is_no_votes(self.votes) else self.votes[rows]
         return replace(self, **arrays)
 
     def vote_distributions(self) -> np.ndarray:
@@ -132,6 +133,16 @@ class Faces:
     def image(self, row: int) -> np.ndarray:
         """Face `row` decoded, (H, W, 3) uint8 RGB."""
         return decode_face(self.images[int(self.place[row])].as_buffer())
+
+
+def no_votes(faces: int, classes: int) -> np.ndarray:
+    """(faces, classes) NaN that take no memory: of 12,666 people a real table would be gigabytes."""
+    return np.broadcast_to(np.float32(np.nan), (faces, classes))
+
+
+def is_no_votes(votes: np.ndarray) -> bool:
+    """Whether it is what no_votes made."""
+    return votes.strides == (0, 0)
 
 
 def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
@@ -150,9 +161,10 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
         raise FerError(
             f"{folder} has {repeated} face ids more than once, first {first}; run fer align into a new folder"
         )
-    votes = np.full((len(table), len(classes)), np.nan, np.float32)
+    votes = no_votes(len(table), len(classes))
     given = table["votes"].is_valid().to_numpy(zero_copy_only=False)
     if given.any():
+        votes = votes.copy()
         flat = pa.concat_arrays([chunk.flatten() for chunk in table["votes"].chunks])
         votes[given] = flat.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
     text = {name: table[name].to_numpy(zero_copy_only=False) for name in ("image_hash", "split", "group", "status")}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,7 +78,29 @@ def read_source(
         layout = next((name for name, known in LAYOUTS.items() if known.recognises(path)), None)
     if layout is None:
         raise FerError(f"{path} is no table of photographs; give a .csv, .tsv or .parquet file, or a folder")
-    return _source(LAYOUTS[layout].reads(path, Asked(wanted, label_rule, aligned)), layout, wanted)
+    listing = LAYOUTS[layout].reads(path, Asked(wanted, label_rule, aligned))
+    return _of_people(listing) if layout == "identities" else _source(listing, layout, wanted)
+
+
+def _of_people(listing: Listing) -> Source:
+    people = tuple(sorted({name for name in listing.labels if name}))
+    nothing = [None] * len(listing.files)
+    rows = _rows(listing, listing.labels, votes=nothing, votes_other=nothing)
+    read = f"Read {listing.where} as layout identities: {images(len(rows))} of {len(people):,} people."
+    return Source(listing.root, "identities", people, listing.photos, rows, (read, *listing.notes))
+
+
+def _rows(listing: Listing, labels: list[str | None], votes: list[Any], votes_other: list[Any]) -> pd.DataFrame:
+    columns = {
+        "file": listing.files,
+        "label": labels,
+        "votes": votes,
+        "votes_other": votes_other,
+        "split": listing.splits,
+        "group": listing.groups or [None] * len(labels),
+    }
+    # dtype object throughout: pandas' own strings turn None into NaN and refuse names that are not UTF-8
+    return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
 
 def _source(listing: Listing, layout: str, wanted: Wanted | None) -> Source:
@@ -107,16 +130,7 @@ def _source(listing: Listing, layout: str, wanted: Wanted | None) -> Source:
         dropped = [n for n, a, b in zip(listing.vote_names, found, others, strict=True) if not (a or b)]
         if dropped:
             notes.append(f"Votes left out as not among --classes: {', '.join(dropped)}.")
-    columns = {
-        "file": listing.files,
-        "label": labels,
-        "votes": _each(votes, len(labels)),
-        "votes_other": _each(votes_other, len(labels)),
-        "split": listing.splits,
-        "group": listing.groups or [None] * len(labels),
-    }
-    # dtype object throughout: pandas' own strings turn None into NaN and refuse names that are not UTF-8
-    rows = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
+    rows = _rows(listing, labels, _each(votes, len(labels)), _each(votes_other, len(labels)))
     unlabelled = sum(label is None for label in labels)
     if unlabelled:
         notes.append(f"Without a label: {images(unlabelled)} of {len(labels):,}.")

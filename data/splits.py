@@ -71,6 +71,8 @@ def _carve(rows: pd.DataFrame, name: str, count: int, seed: int) -> list[str]:
     for split, part in ((name, chosen), ("train", left)):
         lacking = sorted(set(faces["label"]) - set(part["label"]))
         if lacking:
+            if len(lacking) > 10:
+                lacking = [*lacking[:9], f"{len(lacking) - 9:,} others"]
             notes.append(f"{split} has no face of {listed(lacking, 'and')}: too few to divide.")
     return notes
 

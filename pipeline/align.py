@@ -469,6 +469,7 @@ def tally(shards: list[Path], inputs: Inputs, where: str) -> dict[str, Any]:
     statuses = rows["status"].value_counts()
     unreadable = rows["reason"][rows["status"] == "unreadable"].value_counts()
     usable = rows[rows["image_hash"].notna()]
+    labels = usable["label"].value_counts()
     if usable.empty:
         counts = ", ".join(f"{count:,} {status}" for status, count in statuses.items())
         first = "" if unreadable.empty else f", most often: {unreadable.index[0]}"
@@ -487,7 +488,7 @@ def tally(shards: list[Path], inputs: Inputs, where: str) -> dict[str, Any]:
         "faces": len(usable),
         "statuses": {status: int(statuses[status]) for status in STATUSES if status in statuses},
         "splits": {split: int(count) for split, count in usable["split"].value_counts().sort_index().items()},
-        "labels": {name: int((usable["label"] == index).sum()) for index, name in enumerate(inputs.classes)},
+        "labels": {name: int(labels.get(index, 0)) for index, name in enumerate(inputs.classes)},
         "unlabelled": int(usable["label"].isna().sum()),
         "unreadable": {reason: int(count) for reason, count in unreadable.head(20).items()},
         "mean": mean,

@@ -23,7 +23,7 @@ STAGE_OF = {
     "teacher": "fer teach",
     "distributions": "fer teach",
     "student": "fer distill",
-    "identities": "fer import",
+    "identities": "fer pretrain",
 }
 MODELS = ("teacher", "student", "identities")  # kinds that are a network with its weights
 
@@ -177,7 +177,7 @@ def refuse_other(
     """
     for name, reference in made_from.items():
         if manifest["made_from"].get(name, {}).get("manifest") != reference["manifest"]:
-            raise FerError(f"{folder} was made from other {name} than the run holds now; {remedy}")
+            raise FerError(f"{folder} was made from other {name} than there are now; {remedy}")
     for name, now in settings.items():
         was = manifest["settings"].get(name, now)
         if was != now:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from efficientface import FerError
 from efficientface.models import build
-from efficientface.pipeline.artifact import MODELS, read_manifest, replacing, write_json, write_manifest
+from efficientface.pipeline.artifact import MODELS, read_manifest, reference_to, replacing, write_json, write_manifest
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -58,10 +58,7 @@ def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[s
 
     `kind` is one of MODELS; None takes any. FerError where folder, weights or config do not fit.
     """
-    if kind is None:
-        found = _manifest_kind(folder)
-        kind = found if found in MODELS else "student"
-    read_manifest(folder, kind)
+    read_manifest(folder, kind or _model_kind(folder))
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         model = build(config["arch"], len(config["classes"]), **config["options"])
@@ -75,11 +72,47 @@ def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[s
     return model.eval(), config
 
 
-def _manifest_kind(folder: Path) -> str | None:
+def init_reference(init: str, folder: Path) -> dict[str, dict[str, str]]:
+    """The entry of a model's made_from that says which finished model --init gave; none without one."""
+    if not init:
+        return {}
+    read_manifest(Path(init), _model_kind(Path(init)))
+    return {"init": reference_to(Path(init), folder)}
+
+
+def start_from(init: str, model: nn.Module, config: dict[str, Any]) -> None:
+    """Give `model`, which `config` describes, the weights of the finished model --init, of whatever kind, in place.
+
+    The last layer, which is what changes its shape with the number of classes, keeps its fresh weights; but if the
+    classes are the same, it is taken over too, matched by their names.
+    """
+    source, found = load_model(Path(init))
+    if _network(found) != _network(config):
+        raise FerError(f"--init {init} is {_network(found)}, not {_network(config)}; give a model of the same network")
+    classes = config["classes"]
+    weights, fresh = source.state_dict(), model.state_dict()
+    wider = build(config["arch"], len(classes) + 1, **config["options"]).state_dict()
+    for name in (name for name, tensor in fresh.items() if tensor.shape != wider[name].shape):
+        if set(classes) == set(found["classes"]):
+            weights[name] = weights[name][[found["classes"].index(c) for c in classes]]
+        else:
+            weights[name] = fresh[name]
+    model.load_state_dict(weights)
+
+
+def _network(config: dict[str, Any]) -> str:
+    """A network in words, such as `efficientface (modulation add)`."""
+    options = ", ".join(f"{name} {value}" for name, value in sorted(config["options"].items()))
+    return config["arch"] + (f" ({options})" if options else "")
+
+
+def _model_kind(folder: Path) -> str:
+    """What a model's manifest says that it is, unchecked: read_manifest then says what is wrong."""
     try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("kind")
-    except (OSError, ValueError, AttributeError):
-        return None  # read_manifest then says what is wrong
+        kind = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "student"
+    return kind if kind in MODELS else "student"
 
 
 class Checkpoint:

@@ -1,25 +1,31 @@
 """Settings of the stages: every default is written here and nowhere else. No torch, so that --help is quick."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeVar
 
 from efficientface import FerError
 
+# R, G, B mean and standard deviation (0-1) by which the authors' code normalises each data set
+NORMALISATIONS = {
+    "raf-db": ((0.57535914, 0.44928582, 0.40079932), (0.20735591, 0.18981615, 0.18132027)),
+    "caer-s": ((0.35964426, 0.22359873, 0.19040863), (0.15188067, 0.11678473, 0.1103445)),
+    "affectnet": ((0.55391484, 0.43522123, 0.3821877), (0.24837189, 0.21625527, 0.20221159)),
+}
+
 
 class Published(NamedTuple):
-    """How the authors' code (zengqunzhao/EfficientFace) normalises a data set's images: RGB, 0 to 1."""
+    """A data set for which the authors (zengqunzhao/EfficientFace) published weights."""
 
     classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
-_AFFECTNET = (0.55391484, 0.43522123, 0.3821877), (0.24837189, 0.21625527, 0.20221159)
 PUBLISHED = {
-    "raf-db": Published(7, (0.57535914, 0.44928582, 0.40079932), (0.20735591, 0.18981615, 0.18132027)),
-    "caer-s": Published(7, (0.35964426, 0.22359873, 0.19040863), (0.15188067, 0.11678473, 0.1103445)),
-    "affectnet-7": Published(7, *_AFFECTNET),
-    "affectnet-8": Published(8, *_AFFECTNET),
+    "raf-db": Published(7, *NORMALISATIONS["raf-db"]),
+    "caer-s": Published(7, *NORMALISATIONS["caer-s"]),
+    "affectnet-7": Published(7, *NORMALISATIONS["affectnet"]),
+    "affectnet-8": Published(8, *NORMALISATIONS["affectnet"]),
 }
 
 
@@ -45,13 +51,15 @@ class AlignConfig:
         _one_of("--label-rule", self.label_rule, ("majority", "votes"))
         _within("--crop", self.crop, 32, 1024)
         _within("--eye-distance", self.eye_distance, 0.1, 0.6)
+        _within("--min-face", self.min_face, 1, 10_000)
+        _machine(self.workers, self.seed)
         if self.val_from_train is not None:
             _within("--val-from-train", self.val_from_train, 0.001, 0.9)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What training a teacher and training a student have in common."""
+    """What training a teacher, a student and an identity classifier have in common."""
 
     size: int = 224  # pixels a side that the network sees
     epochs: int = 100
@@ -64,6 +72,13 @@ class TrainConfig:
     min_area: float = 0.08  # smallest share of the face that a random crop keeps; torchvision's default
     patience: int = 0  # stop after so many epochs without a better validation accuracy; 0: never
     choose_on: str = "val"  # the split that picks the best epoch; the authors pick it on `test`
+    normalisation: str = "faces"  # mean and std: those of the run's faces, or a data set's in the authors' code
+    sampling: str = "every"  # `every`: each face once an epoch; `balanced`: as many draws, classes equally likely
+    label_smoothing: float = 0.0  # share of a single label spread over all classes
+    class_weights: str = "none"  # of single labels; `balanced`: N / (classes x faces of the class)
+    init: str = ""  # a finished model's folder to start from; its last layer only if it has the same classes
+    preset: str | None = None  # where the settings come from, and
+    given: tuple[str, ...] = ()  # those given beside it; see `with_preset`
     device: str = "cpu"
     precision: str = "fp32"  # `bf16` and `fp16` by autocast
     workers: int = 0  # threads that decode and crop; 0: one a core
@@ -72,16 +87,32 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _one_of("--schedule", self.schedule, ("step", "onecycle"))
         _one_of("--precision", self.precision, ("fp32", "bf16", "fp16"))
+        _one_of("--normalisation", self.normalisation, ("faces", *NORMALISATIONS))
+        _one_of("--sampling", self.sampling, ("every", "balanced"))
+        _one_of("--class-weights", self.class_weights, ("none", "balanced"))
+        _within("--label-smoothing", self.label_smoothing, 0.0, 0.9)
+        if self.sampling == self.class_weights == "balanced":
+            raise FerError("--sampling balanced and --class-weights balanced both even out the classes; give one")
         _within("--size", self.size, 32, 1024)
         _within("--epochs", self.epochs, 1, 100_000)
         _within("--batch-size", self.batch_size, 2, 65_536)
         _within("--min-area", self.min_area, 0.01, 1.0)
+        _within("--lr", self.lr, 1e-12, 1e12)
+        _within("--lr-step", self.lr_step, 1, 100_000)
+        _within("--momentum", self.momentum, 0.0, 0.9999)
+        _within("--weight-decay", self.weight_decay, 0.0, 1.0)
+        _within("--patience", self.patience, 0, 100_000)
+        _machine(self.workers, self.seed)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a manifest's facts say of a preset."""
+        return {"preset": {"name": self.preset, "given": list(self.given)}} if self.preset else {}
 
 
 @dataclass(frozen=True)
 class TeachConfig(TrainConfig):
     teacher_arch: str = "resnet50"
-    label_smoothing: float = 0.0
     views: int = 10  # stored beside the canonical one; 0: per-image use only
     label_batch: int = 64  # faces a forward pass when labelling; fixed, so that answers do not depend on who asks
     shard_faces: int = 8192
@@ -102,7 +133,7 @@ class TeachConfig(TrainConfig):
             _within("--folds", self.folds, 2, 100)
         _one_of("--format", self.format, ("parquet", "hdf5"))
         _within("--views", self.views, 0, 1000)
-        _within("--label-smoothing", self.label_smoothing, 0.0, 0.9)
+        _within("--label-batch", self.label_batch, 1, 65_536)
         _name("--cache", self.cache)
 
 
@@ -110,31 +141,91 @@ class TeachConfig(TrainConfig):
 class DistillConfig(TrainConfig):
     arch: str = "efficientface"
     modulation: str = "multiply"  # the authors' code; `add` is the paper's equation (1)
-    loss: str = "ldl"  # `ldl`: equation (5) on cached distributions; `sll`: the same on single labels
+    loss: str = "ldl"  # equation (5) on cached distributions; `kl`: tempered divergence to them; `sll`: single labels
     cache: str = ""  # reads distributions-NAME/ instead of distributions/
     name: str = ""  # students/NAME; the loss's name when empty
     unlabelled: bool = False  # also train on faces that have a distribution but no label
-    temperature: float = 1.0  # the target is softmax(log p / T) of the cached p; the student stays untempered
+    temperature: float = 1.0  # the target is softmax(log p / T) of the cached p; only `kl` tempers the student too
+    label_weight: float = 0.0  # W: the target is (1 - W) of the distribution plus W of the label
     calibrated: bool = False  # take the temperature that `fer teach --calibrate` noted in the cache
     live: bool = False  # ask RUN/teacher about every crop of every epoch, as the authors do, instead of the cache
     label_batch: int = 64  # --live: views in one forward pass of the teacher
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("--loss", self.loss, ("ldl", "sll"))
+        _one_of("--loss", self.loss, ("ldl", "kl", "sll"))
         _one_of("--modulation", self.modulation, ("multiply", "add"))
         _name("--cache", self.cache)
         _name("--name", self.name)
         if self.unlabelled and self.loss == "sll":
-            raise FerError("--unlabelled needs --loss ldl: single-label learning has nothing to learn from them")
+            raise FerError("--unlabelled needs --loss ldl or kl: single-label learning has nothing to learn from them")
+        if self.unlabelled and self.sampling == "balanced":
+            raise FerError("--sampling balanced goes by labels; leave out --unlabelled")
+        _within("--label-batch", self.label_batch, 1, 65_536)
         _within("--temperature", self.temperature, 0.05, 100.0)
+        _within("--label-weight", self.label_weight, 0.0, 1.0)
         if self.calibrated and self.temperature != 1.0:
             raise FerError("--calibrated and --temperature each set the temperature; give one of them")
-        distributions = {"temperature": self.temperature != 1.0, "calibrated": self.calibrated, "live": self.live}
-        for option in (name for name, given in distributions.items() if given and self.loss == "sll"):
-            raise FerError(f"--{option} is about distributions, --loss sll learns single labels; leave one of them out")
+        about = {
+            "distributions": ("temperature", "calibrated", "live", "label_weight"),
+            "single labels": ("label_smoothing", "class_weights"),
+        }
+        learns = "single labels" if self.loss == "sll" else "distributions"
+        for what, names in about.items():
+            for name in names:
+                if what != learns and getattr(self, name) != getattr(DistillConfig, name):
+                    option = name.replace("_", "-")
+                    raise FerError(
+                        f"--{option} is about {what}, --loss {self.loss} learns {learns}; leave one of them out"
+                    )
         if self.live and (self.cache or self.calibrated):
             raise FerError("--live asks the teacher and reads no cache; leave out --cache and --calibrated")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainConfig):
+    """As the others, but that the loss is the plain cross-entropy: `lr` is not on equation (5)'s scale."""
+
+    arch: str = "resnet50"
+    modulation: str = "multiply"  # as in DistillConfig
+    name: str = ""  # identities/NAME; the network's name when empty
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("--modulation", self.modulation, ("multiply", "add"))
+        _name("--name", self.name)
+
+
+# The settings of the paper and of the authors' code: equation (5)'s scale, SGD, 100 epochs. They are this program's
+# defaults too, and written out, so that a preset means the same when a default changes.
+_PAPER: dict[str, Any] = {
+    **{"size": 224, "epochs": 100, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
+    **{"schedule": "step", "lr_step": 30, "min_area": 0.08, "teacher_arch": "resnet50"},
+    **{"arch": "efficientface", "modulation": "multiply", "loss": "ldl"},
+}
+# the paper oversamples where training is imbalanced and test is not (its footnote 1)
+_AFFECTNET = {**_PAPER, "normalisation": "affectnet", "sampling": "balanced"}
+# Not of the paper, which has no FER+: what docs/results.md uses.
+_FERPLUS: dict[str, Any] = {"size": 80, "schedule": "onecycle", "min_area": 0.5, "teacher_arch": "resnet18"}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "raf-db": dict.fromkeys(("teach", "distill"), {**_PAPER, "normalisation": "raf-db"}),
+    "caer-s": dict.fromkeys(("teach", "distill"), {**_PAPER, "normalisation": "caer-s"}),
+    "affectnet-7": dict.fromkeys(("teach", "distill"), _AFFECTNET),
+    "affectnet-8": dict.fromkeys(("teach", "distill"), _AFFECTNET),
+    "ferplus": {
+        "teach": {**_FERPLUS, "epochs": 16, "lr": 0.8},
+        "distill": {**_FERPLUS, "epochs": 40, "lr": 1.0},
+    },
+}
+Trained = TypeVar("Trained", bound=TrainConfig)
+
+
+def with_preset(config: type[Trained], preset: str, **given: Any) -> Trained:
+    """The settings of a preset, those `given` in place of its own; the run records both."""
+    _one_of("--preset", preset, tuple(PRESETS))
+    known = PRESETS[preset]["teach" if issubclass(config, TeachConfig) else "distill"]
+    settings = {field.name: known[field.name] for field in fields(config) if field.name in known}
+    return config(**{**settings, **given, "preset": preset, "given": tuple(sorted(given))})
 
 
 @dataclass(frozen=True)
@@ -143,6 +234,7 @@ class DemoConfig:
 
     run: str = "runs/demo"
     count: int = 2000  # drawn faces
+    identities: int = 0  # people drawn, a folder each; 0: every face is somebody else
     teacher_arch: str = "resnet18"
     size: int = 64
     teacher_epochs: int = 12
@@ -152,6 +244,8 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         _within("--count", self.count, 100, 10_000_000)
+        if self.identities:
+            _within("--identities", self.identities, 2, self.count // 2)
 
 
 def parse_source(text: str) -> dict[str, float]:
@@ -189,6 +283,11 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
 def _within(option: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise FerError(f"{option} {value} is out of range; give a number from {low} to {high}")
+
+
+def _machine(workers: int, seed: int) -> None:
+    _within("--workers", workers, 0, 1024)
+    _within("--seed", seed, 0, 2**32 - 1)  # what scikit-learn and PCG64 both take
 
 
 def _name(option: str, value: str) -> None:

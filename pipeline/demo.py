@@ -17,8 +17,11 @@ log = logging.getLogger(__name__)
 def draw(folder: Path, config: DemoConfig) -> str:
     """Leave `config.count` drawn faces in `folder` as labelled photographs; returns what to do with them."""
     with progress("drawing", config.count) as advance:
-        table = write_photos(folder, config.count, config.seed, progress=advance)
-    return f"{config.count} drawn faces in {folder}, described by {table}; next: fer align {folder} RUN"
+        written = write_photos(folder, config.count, config.seed, progress=advance, identities=config.identities)
+    if config.identities:
+        told = f"{config.count} drawn faces of {config.identities} people in {folder}, a folder each"
+        return f"{told}; next: fer align {folder} RUN --layout identities"
+    return f"{config.count} drawn faces in {folder}, described by {written}; next: fer align {folder} RUN"
 
 
 def run(run: Path, config: DemoConfig) -> dict[str, Any]:

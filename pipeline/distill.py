@@ -2,8 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,26 @@ from efficientface.pipeline.artifact import (
     refuse_other,
 )
 from efficientface.pipeline.caches import open_cache
-from efficientface.pipeline.checkpoint import finish_model, load_model
+from efficientface.pipeline.checkpoint import finish_model, init_reference, load_model, start_from
 from efficientface.pipeline.config import DistillConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
 from efficientface.pipeline.label import class_order
+from efficientface.pipeline.losses import distribution_loss, tempered_divergence
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
-from efficientface.pipeline.train import MACHINE, Lesson, fit, leads, meet
+from efficientface.pipeline.train import (
+    MACHINE,
+    Lesson,
+    Lessons,
+    Loss,
+    fit,
+    free_crops,
+    label_lessons,
+    label_objective,
+    leads,
+    meet,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +49,7 @@ log = logging.getLogger(__name__)
 def run(run: Path, config: DistillConfig) -> dict[str, Any]:
     """Write RUN/students/NAME; returns the best epoch's metrics and where the student lies.
 
-    LDL reads RUN/distributions (or distributions-CACHE); SLL needs faces/ alone.
+    LDL and KL read RUN/distributions (or distributions-CACHE); SLL needs faces/ alone.
     """
     prepare(config.device)
     if config.modulation != DistillConfig.modulation and config.arch not in MODULATED:
@@ -47,11 +58,12 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
         )
     inputs = read_inputs(run)
     folder = run / "students" / (config.name or config.loss)
-    made_from = {"faces": reference_to(inputs.folder, folder)}
+    made_from = {"faces": reference_to(inputs.folder, folder), **init_reference(config.init, folder)}
+    init, config = config.init, replace(config, init=made_from.get("init", {}).get("path", ""))
     cached, temperature = None, config.temperature
     if config.live:
         made_from["teacher"] = reference_to(finished_teacher(run), folder)
-    elif config.loss == "ldl":
+    elif config.loss != "sll":
         cache = run / (f"distributions-{config.cache}" if config.cache else "distributions")
         cached = read_distributions(cache, inputs)
         if config.calibrated:
@@ -68,27 +80,33 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
     train, judge = training_faces(inputs, cached, config), inputs.labelled(config.choose_on)
     classes, crop = train.classes, inputs.facts["crop"]
     if config.live:
-        lesson = ask_live(train, run / "teacher", crop, config)
+        lessons = ask_live(train, run / "teacher", crop, config)
     elif cached is None:
-        lesson = label_lessons(train, crop, config)
+        lessons = label_lessons(train, crop, config)
     else:
-        lesson = replay(cached.select(cached.rows_of(train.face_id, train.image_hash, str(cache))), crop, config)
+        lessons = replay(cached.select(cached.rows_of(train.face_id, train.image_hash, str(cache))), crop, config)
     if temperature != 1:
-        lesson = with_temperature(lesson, temperature)
+        lessons = with_temperature(lessons, temperature)
+    if config.label_weight:
+        lessons = with_labels(lessons, train, config.label_weight)
     torch.manual_seed(config.seed)
     options = {"modulation": config.modulation} if config.arch in MODULATED else {}
+    asked = {"arch": config.arch, "options": options, "classes": list(classes), "size": config.size}
     model = build(config.arch, len(classes), **options)
+    if init:
+        start_from(init, model, asked)
     check_size(model, config.arch, config.size)
     log.info("student: %s, %s, on %d faces at %d pixels", config.arch, config.loss, len(train), config.size)
     digests = {f"{name}_manifest": reference["manifest"] for name, reference in made_from.items()}
-    weights, best = fit(model, train, lesson, judge, config, {**inputs.facts, **digests}, folder)
+    facts = {**inputs.facts_by(config.normalisation), **digests}
+    loss = objective(train, config, temperature)
+    weights, best = fit(model, train, lessons, loss, judge, config, facts, folder)
     if leads():
-        asked = {"arch": config.arch, "options": options, "classes": list(classes), "size": config.size}
         finish_model(
             folder,
             "student",
             weights,
-            {**asked, "mean": inputs.facts["mean"], "std": inputs.facts["std"]},
+            {**asked, "mean": facts["mean"], "std": facts["std"]},
             made_from=made_from,
             settings=settings,
             facts={
@@ -96,10 +114,20 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
                 "chosen_on": config.choose_on,
                 "temperature": temperature,
                 "best": best,
+                **config.origin,
             },
         )
     meet()
     return {"student": str(folder), **best}
+
+
+def objective(train: Faces, config: DistillConfig, temperature: float) -> Loss:
+    """What --loss stands for; all on equation (5)'s scale, so that ways of learning are compared at equal steps."""
+    if config.loss == "sll":
+        return label_objective(train, config, scale=1 / len(train.classes))
+    if config.loss == "kl":
+        return lambda logits, target: tempered_divergence(logits, target, temperature)
+    return distribution_loss
 
 
 def read_distributions(cache: Path, inputs: Inputs) -> Distributions:
@@ -137,7 +165,7 @@ def finished_teacher(run: Path) -> Path:
     return run / "teacher"
 
 
-def ask_live(train: Faces, teacher: Path, crop: int, config: DistillConfig) -> Callable[[int], Lesson]:
+def ask_live(train: Faces, teacher: Path, crop: int, config: DistillConfig) -> Lessons:
     """The authors' online way: in every epoch the teacher answers about that epoch's crops.
 
     The crops are those that `fer teach --views EPOCHS` with the same seed and --min-area would store, in the order
@@ -147,29 +175,42 @@ def ask_live(train: Faces, teacher: Path, crop: int, config: DistillConfig) -> C
     order = class_order(described["classes"], train.classes, teacher)
     boxes, flips = draw_views(config.seed, train.face_id, range(config.epochs), crop, config.min_area)
     offsets = replay_offsets(config.seed, train.face_id)
-    rows = np.arange(len(train))
 
-    def lesson(epoch: int) -> Lesson:
-        view = (offsets + epoch) % config.epochs
+    def lessons(rows: np.ndarray, turns: np.ndarray) -> Lesson:
+        view = (offsets[rows] + turns) % config.epochs
         box, flip = boxes[rows, view][:, None], flips[rows, view][:, None]
-        with progress(f"epoch {epoch + 1}/{config.epochs}: asking", len(train)) as advance:
+        with progress("asking the teacher", len(rows)) as advance:
             answers = predict(
                 model, train, box, flip, size=described["size"], mean=described["mean"], std=described["std"],
-                device=config.device, batch=config.label_batch, workers=config.workers, advance=advance,
+                device=config.device, batch=config.label_batch, workers=config.workers, shown=rows, advance=advance,
             )[:, 0, order]  # fmt: skip
         return Lesson(box, flip, answers)
 
-    return lesson
+    return lessons
 
 
-def with_temperature(lesson: Callable[[int], Lesson], temperature: float) -> Callable[[int], Lesson]:
+def with_temperature(lessons: Lessons, temperature: float) -> Lessons:
     """The same lessons with softmax(log p / T) in place of the targets p."""
 
-    def softened(epoch: int) -> Lesson:
-        boxes, flips, targets = lesson(epoch)
+    def softened(rows: np.ndarray, turns: np.ndarray) -> Lesson:
+        boxes, flips, targets = lessons(rows, turns)
         return Lesson(boxes, flips, tempered(targets, temperature))
 
     return softened
+
+
+def with_labels(lessons: Lessons, train: Faces, weight: float) -> Lessons:
+    """The same lessons with (1 - weight) of the targets plus weight of the label; a face without one keeps its own."""
+    # the last row is that of the label -1
+    onehot = np.eye(len(train.classes) + 1, len(train.classes), dtype=np.float32)
+
+    def mixed(rows: np.ndarray, turns: np.ndarray) -> Lesson:
+        boxes, flips, targets = lessons(rows, turns)
+        label = train.label[rows]
+        share = np.where(label >= 0, weight, 0).astype(np.float32)[:, None]
+        return Lesson(boxes, flips, (1 - share) * targets + share * onehot[label])
+
+    return mixed
 
 
 def training_faces(inputs: Inputs, cached: Distributions | None, config: DistillConfig) -> Faces:
@@ -192,43 +233,28 @@ def training_faces(inputs: Inputs, cached: Distributions | None, config: Distill
     return train
 
 
-def label_lessons(train: Faces, crop: int, config: DistillConfig) -> Callable[[int], Lesson]:
-    """Single-label learning: fresh crops every epoch, the label as a one-hot distribution."""
-    targets = np.eye(len(train.classes), dtype=np.float32)[train.label]
+def replay(cached: Distributions, crop: int, config: DistillConfig) -> Lessons:
+    """Label distribution learning from N cached rows: each time one stored view of the face, with the teacher's answer.
 
-    def lesson(epoch: int) -> Lesson:
-        return Lesson(*draw_views(config.seed, train.face_id, [epoch], crop, config.min_area), targets)
-
-    return lesson
-
-
-def replay(cached: Distributions, crop: int, config: DistillConfig) -> Callable[[int], Lesson]:
-    """Label distribution learning from N cached rows: each epoch one stored view a face, with the teacher's answer.
-
-    In epoch e a face uses view (e + h) mod V, h a hash of the student's seed and the face id, so that students of
-    different seeds differ in their crops too. Without stored views the student crops freely and every crop has the
-    canonical distribution.
+    When it is shown for the e-th time, from 0, which is in epoch e if every face comes once an epoch, a face uses view
+    (e + h) mod V, h a hash of the student's seed and the face id, so that students of different seeds differ in their
+    crops too. Without stored views the student crops freely and every crop has the canonical distribution.
     """
     if not cached.views:
-
-        def per_image(epoch: int) -> Lesson:
-            boxes, flips = draw_views(config.seed, cached.face_id, [epoch], crop, config.min_area)
-            return Lesson(boxes, flips, cached.canonical)
-
-        return per_image
+        crops = free_crops(cached.face_id, crop, config)
+        return lambda rows, turns: Lesson(*crops(rows, turns), cached.canonical[rows])
 
     offsets = replay_offsets(config.seed, cached.face_id)
-    rows = np.arange(len(cached))
 
-    def lesson(epoch: int) -> Lesson:
-        view = (offsets + epoch) % cached.views
+    def lessons(rows: np.ndarray, turns: np.ndarray) -> Lesson:
+        view = (offsets[rows] + turns) % cached.views
         return Lesson(
             cached.view_box[rows, view][:, None],
             cached.view_flip[rows, view][:, None],
             cached.view_distribution[rows, view],
         )
 
-    return lesson
+    return lessons
 
 
 def replay_offsets(seed: int, face_ids: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from efficientface import FerError
 from efficientface.data.faces import Faces, read_faces
 from efficientface.pipeline.artifact import data_files, read_manifest
+from efficientface.pipeline.config import NORMALISATIONS
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,13 @@ class Inputs:
         """What turns a stored face into a network's input: crop in pixels, mean and std (RGB, 0-1)."""
         facts = self.manifest["facts"]
         return {"crop": self.manifest["settings"]["crop"], "mean": facts["mean"], "std": facts["std"]}
+
+    def facts_by(self, normalisation: str) -> dict[str, Any]:
+        """The same with mean and std of a data set of NORMALISATIONS; `faces` are the run's own."""
+        if normalisation == "faces":
+            return self.facts
+        mean, std = NORMALISATIONS[normalisation]
+        return {**self.facts, "mean": list(mean), "std": list(std)}
 
     def labelled(self, split: str, without: np.ndarray | None = None) -> Faces:
         """The faces of a split that have a label, less those that `without` (N,) bool marks.

@@ -121,15 +121,17 @@ def kind_of(path: Path) -> str:
     by_name = {"faces": "faces", "teacher": "teacher"}.get(path.resolve().name)
     if path.resolve().name.split("-")[0] == "distributions":
         by_name = "distributions"
-    if path.resolve().parent.name == "students":
-        by_name = "student"
+    by_name = {"students": "student", "identities": "identities"}.get(path.resolve().parent.name, by_name)
     if (path / MANIFEST).is_file():
         raise FerError(
             f"{printable(path / MANIFEST)} does not say what the folder holds (looked for the kinds "
             f"{', '.join(STAGE_OF)}); restore it, or run {STAGE_OF.get(by_name or '', 'the stage')} again"
         )
     names = subfolders(path)
-    if any(name in ("faces", "teacher", "students") or name.split("-")[0] == "distributions" for name in names):
+    if any(
+        name in ("faces", "teacher", "students", "identities") or name.split("-")[0] == "distributions"
+        for name in names
+    ):
         return "run"
     if by_name is not None:
         return by_name  # and read_manifest says that it is unfinished

@@ -14,10 +14,11 @@ from rich.text import Text
 from efficientface.pipeline.status import amount, printable, status_tables
 
 MOST_COLUMNS = 10  # with more classes, distributions are told in words
+MOST_NAMES = 50  # with more classes, people's names, only their number is told
 BAR = 40  # cells
 WIDE = 100  # cells that a line about a face needs, with an id of some length
 # Settings of a training that tell most about its result.
-TOLD = ("loss", "cache", "label_smoothing", "batch_size", "lr", "schedule", "min_area", "precision", "seed")
+TOLD = ("loss", "cache", "sampling", "label_smoothing", "batch_size", "lr", "schedule", "min_area", "precision", "seed")
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
@@ -260,9 +261,9 @@ def model_tables(result: dict[str, Any]) -> list[Any]:
     options = "".join(f", {name} {value}" for name, value in (result["options"] or {}).items())
     facts.add_row("network", text(f"{result['arch']}{options}, {result['parameters']:,} parameters"))
     facts.add_row("input", text(f"{result['size']} x {result['size']} pixels"))
-    names = result["classes"]
-    many = f"{len(names):,} identities, first {names[0]}" if result["kind"] == "identities" else ", ".join(names)
-    facts.add_row("classes", text(many))
+    classes = result["classes"]
+    many = f"{len(classes):,}, first {classes[0]}"
+    facts.add_row("classes", text(", ".join(classes) if len(classes) <= MOST_NAMES else many))
     if not result["epochs"]:
         facts.add_row("trained", text("elsewhere, and imported"))
         facts.add_row("size", bytes_text(result["bytes"]))

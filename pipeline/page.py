@@ -58,6 +58,8 @@ def run(
     """
     if html.suffix.lower() not in (".html", ".htm"):
         raise FerError(f"--html {printable(html)} does not end in .html; give the page's name, such as faces.html")
+    if html.is_dir():
+        raise FerError(f"{printable(html)} is a folder; give the page another name")
     if not html.parent.is_dir():
         raise FerError(f"{printable(html.parent)} does not exist; make that folder first, or write the page elsewhere")
     if sample < 0:

@@ -23,21 +23,22 @@ def predict(
     device: str = "cpu",
     batch: int = 64,
     workers: int = 0,
+    shown: np.ndarray | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
     """(N, K, C) float32 probabilities for K views of each of N faces; always fp32, so that answers can be compared.
 
-    boxes: (N, K, 4) and flips: (N, K), the views. Faces are rendered together, about `batch` views at a time and all
-    views of a face, and answered at most `batch` at a time: cut at the same places whoever asks. `advance` is told the
-    faces just done.
+    boxes: (N, K, 4) and flips: (N, K), the views of each face, or of the faces at `shown` (N,). Faces are rendered
+    together, about `batch` views at a time and all views of a face, and answered at most `batch` at a time: cut at the
+    same places whoever asks. `advance` is told the faces just done.
     """
     model = model.to(device).to(memory_format=torch.channels_last).eval()
     views = boxes.shape[1]
     faces_a_batch = max(1, batch // views)
-    rows = np.arange(len(faces))
+    rows = np.arange(len(boxes))
     order = [rows[k : k + faces_a_batch] for k in range(0, len(rows), faces_a_batch)]
     answers = []
-    for done, images in view_batches(faces, order, boxes, flips, size, workers):
+    for done, images in view_batches(faces, order, boxes, flips, size, workers, shown):
         logits = torch.cat([model(normalise(part.to(device), mean, std)) for part in images.split(batch)])
         answers.append(torch.softmax(logits.float(), 1).cpu().numpy().reshape(len(done), views, -1))
         advance(len(done))

@@ -6,6 +6,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+MOST_LABELS = 50  # with more, people's names, the table tells only how many
+
 
 def alignment(result: dict[str, Any]) -> list[Any]:
     """What became of the photographs, and what the faces are."""
@@ -21,8 +23,12 @@ def alignment(result: dict[str, Any]) -> list[Any]:
     for split, count in result["splits"].items():
         faces.add_row(Text(f"split {split}"), f"{count:,}")
     faces.add_section()
-    for label, count in result["labels"].items():
+    labels = result["labels"]
+    for label, count in labels.items() if len(labels) <= MOST_LABELS else ():
         faces.add_row(Text(label), f"{count:,}")
+    if len(labels) > MOST_LABELS:
+        fewest, most = (f"{pick(labels.values()):,}" for pick in (min, max))
+        faces.add_row(f"{len(labels):,} labels", f"{fewest} to {most} each")
     if result["unlabelled"]:
         faces.add_row("without a label", f"{result['unlabelled']:,}")
     return [outcome, faces, Text(f"written to {result['folder']}")]

@@ -24,12 +24,12 @@ from efficientface.pipeline.artifact import (
     read_manifest,
 )
 from efficientface.pipeline.caches import ONE_FILE
-from efficientface.pipeline.config import AlignConfig, DistillConfig, TeachConfig, parse_source
+from efficientface.pipeline.config import AlignConfig, DistillConfig, PretrainConfig, TeachConfig, parse_source
 
 # As in teach.py and checkpoint.py, which import torch.
 PLAN = "plan.json"
 CHECKPOINT = "checkpoint.safetensors"
-NO_OPTION = ("shard_faces",)  # of a stage's settings, not to be had from the command line
+NO_OPTION = ("shard_faces", "given")  # of a stage's settings, not to be had from the command line
 # What a cache's settings tell about the labelling, apart from the teacher.
 LABELLING = ("views", "seed", "min_area", "label_batch", "format", "source", "folds")
 COLOUR = {"done": "green", "stale": "yellow", "unfinished": "yellow", "missing": "dim", "damaged": "red"}
@@ -92,6 +92,9 @@ def look(run: Path) -> list[Stage]:
     """The artifacts of a run; a stage without any is there as `missing`."""
     faces = look_at(run, "faces", "faces")
     total = faces.manifest["facts"].get("faces") if faces.manifest else None
+    if faces.settings.get("layout") == "identities":
+        names = [f"identities/{name}" for name in subfolders(run / "identities")] or ["identities"]
+        return [faces, *(look_at(run, name, "identities") for name in names)]
     caches = [name for name in subfolders(run) if name.startswith("distributions-")]
     students = [f"students/{name}" for name in subfolders(run / "students")]
     found = [faces, look_at(run, "teacher", "teacher")]
@@ -173,7 +176,7 @@ def kind_in_manifest(folder: Path) -> str | None:
 def in_short(manifest: dict[str, Any]) -> str:
     """An artifact in half a line, by its manifest."""
     facts, settings, kind = manifest["facts"], manifest["settings"], manifest["kind"]
-    parts = []
+    parts: list[str] = []
     if kind == "faces":
         parts += [f"{amount(facts['faces'])} faces"] if "faces" in facts else []
         parts += [f"{len(manifest['classes'])} classes"]
@@ -186,6 +189,7 @@ def in_short(manifest: dict[str, Any]) -> str:
         arch = settings.get("teacher_arch") if kind == "teacher" else settings.get("arch")
         parts += [str(arch)] if arch else []
         parts += [str(settings["loss"])] if "loss" in settings else []
+        parts += [f"started from {manifest['made_from']['init']['path']}"] if "init" in manifest["made_from"] else []
         best = facts.get("best", {})
         if "val_accuracy" in best:
             parts += [f"{best['val_accuracy']:.1%} on {facts.get('chosen_on', 'val')} after epoch {best['epoch']}"]
@@ -195,7 +199,7 @@ def in_short(manifest: dict[str, Any]) -> str:
 def unfinished(run: Path, name: str, kind: str, faces: int | None) -> Stage:
     """An artifact without a manifest: how far it is, and the settings it was begun with."""
     folder = run / name
-    if kind in ("teacher", "student"):
+    if kind in ("teacher", "student", "identities"):
         path = folder / CHECKPOINT
         if not path.is_file():
             return Stage(name, kind, folder, "unfinished", "no epoch finished", {})
@@ -259,6 +263,8 @@ def subfolders(folder: Path) -> list[str]:
 def next_command(run: Path, stages: list[Stage]) -> str:
     """What to type next. It goes on where a stage was interrupted, with the settings that were given then."""
     faces, teacher = stages[:2]
+    if teacher.kind == "identities" and faces.state == "done":
+        return telling_apart(run, stages[1:])
     caches = [stage for stage in stages if stage.kind == "distributions"]
     begun = [cache for cache in caches if cache.state == "unfinished"]
     done = [cache for cache in caches if cache.state == "done"]
@@ -276,6 +282,7 @@ def next_command(run: Path, stages: list[Stage]) -> str:
         # a finished cache of the former teacher would stop the labelling after a whole training
         former = caches if teacher.state != "unfinished" else []
         settings = {k: v for stage in former for k, v in stage.settings.items() if k in LABELLING} | teacher.settings
+        settings = started_from(settings, teacher.folder)
         return first_remove([teacher, *former], command("teach", run, options=options(TeachConfig, settings)))
     order = ("unfinished", "done", "stale", "damaged", "missing")
     student = min((s for s in stages if s.kind == "student"), key=lambda s: order.index(s.state))
@@ -288,7 +295,7 @@ def next_command(run: Path, stages: list[Stage]) -> str:
 
 def training(run: Path, teacher: Stage, cache: Stage, student: Stage) -> str:
     """`fer distill` for a student that is not done; a first one reads `cache` and sees the size its teacher saw."""
-    settings = student.settings
+    settings = started_from(student.settings, student.folder)
     if student.state == "missing":
         settings = {k: v for k, v in teacher.settings.items() if k == "size"} | {"cache": cache_name(cache)}
     elif student.folder.name != (settings.get("name") or settings.get("loss", DistillConfig.loss)):
@@ -296,9 +303,26 @@ def training(run: Path, teacher: Stage, cache: Stage, student: Stage) -> str:
     return first_remove([student], command("distill", run, options=options(DistillConfig, settings)))
 
 
+def telling_apart(run: Path, trained: list[Stage]) -> str:
+    """`fer pretrain`, or where a network has learned to tell people apart, a student that starts from it."""
+    waiting = next((stage for stage in trained if stage.state != "done"), None)
+    if waiting is None:
+        return command("distill", "RUN", options=["--loss", "sll", "--init", str(trained[0].folder)])
+    settings = started_from(waiting.settings, waiting.folder)
+    if waiting.state != "missing" and waiting.folder.name != settings.get("arch", PretrainConfig.arch):
+        settings = settings | {"name": waiting.folder.name}
+    return first_remove([waiting], command("pretrain", run, options=options(PretrainConfig, settings)))
+
+
+def started_from(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings of a training in `folder` with the path of --init as it is typed."""
+    init = settings.get("init")
+    return {**settings, "init": os.path.normpath(folder / init)} if init else settings
+
+
 def folding(run: Path, fold: Stage) -> str:
     """`fer teach --folds` where the training of a fold's teacher was interrupted."""
-    settings = {**fold.settings, "folds": fold.settings.get("facts", {}).get("folds")}
+    settings = {**started_from(fold.settings, fold.folder), "folds": fold.settings.get("facts", {}).get("folds")}
     if is_finished(run / "distributions"):
         settings["cache"] = "oof"
     return command("teach", run, options=options(TeachConfig, settings))

@@ -14,7 +14,6 @@ import torch
 from efficientface import FerError
 from efficientface.cache.hdf5 import check_hdf5_names
 from efficientface.cache.parquet import check_class_names
-from efficientface.data.views import draw_views
 from efficientface.models import build, check_size
 from efficientface.pipeline.artifact import (
     check_files,
@@ -24,13 +23,13 @@ from efficientface.pipeline.artifact import (
     refuse_other,
     replacing,
 )
-from efficientface.pipeline.checkpoint import finish_model
+from efficientface.pipeline.checkpoint import finish_model, init_reference, start_from
 from efficientface.pipeline.config import TeachConfig, parse_source
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.folds import assign_folds
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
 from efficientface.pipeline.label import TRAINED_ON, add_views, cache_distributions, check_source
-from efficientface.pipeline.train import MACHINE, Lesson, fit, join_ranks, leads, meet
+from efficientface.pipeline.train import MACHINE, fit, join_ranks, label_lessons, label_objective, leads, meet
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +76,11 @@ def run(run: Path, config: TeachConfig, checkpoints: Sequence[Path] = (), more_v
 
 def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig, without: np.ndarray | None = None) -> None:
     """Train the LDG on the labelled training faces, or find it trained already; `without` (N,) marks faces left out."""
+    made_from = {"faces": reference_to(inputs.folder, folder), **init_reference(config.init, folder)}
+    init, config = config.init, replace(config, init=made_from.get("init", {}).get("path", ""))
     settings = {name: value for name, value in asdict(config).items() if name not in (*LABELLING, *MACHINE)}
     if without is not None:
         settings |= {"folds": config.folds, "fold": folder.name}
-    made_from = {"faces": reference_to(inputs.folder, folder)}
     if is_finished(folder):
         remedy = "give --checkpoint to use it as it is, or remove it to train anew"
         manifest = read_manifest(folder, "teacher")
@@ -92,34 +92,31 @@ def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig, without: np
     check_classes(train, inputs.folder)
     classes = train.classes
     torch.manual_seed(config.seed)
+    asked: dict[str, Any] = {"arch": config.teacher_arch, "options": {}, "classes": list(classes), "size": config.size}
     model = build(config.teacher_arch, len(classes))
     check_size(model, config.teacher_arch, config.size)
-    onehot = np.eye(len(classes), dtype=np.float32)[train.label]
-    targets = onehot * (1 - config.label_smoothing) + config.label_smoothing / len(classes)
-
-    def lesson(epoch: int) -> Lesson:
-        boxes, flips = draw_views(config.seed, train.face_id, [epoch], inputs.facts["crop"], config.min_area)
-        return Lesson(boxes, flips, targets)
-
+    if init:
+        start_from(init, model, asked)
+    lessons = label_lessons(train, inputs.facts["crop"], config)
+    loss = label_objective(train, config, scale=1 / len(classes))
     log.info("%s: %s on %d faces at %d pixels", folder.name, config.teacher_arch, len(train), config.size)
     # views, shards and the cache's name are the labelling's: they do not part a checkpoint from its training
     begun = replace(config, **{name: getattr(TeachConfig, name) for name in LABELLING})
-    facts = {**inputs.facts, "faces": made_from["faces"]["manifest"]}
+    facts = {**inputs.facts_by(config.normalisation), **{name: made["manifest"] for name, made in made_from.items()}}
     if without is not None:
         facts |= {"folds": config.folds}
-    weights, best = fit(model, train, lesson, judge, begun, facts, folder)
+    weights, best = fit(model, train, lessons, loss, judge, begun, facts, folder)
     if leads():
         with replacing(folder / TRAINED_ON) as part:
             pq.write_table(pa.table({"face_id": train.face_id, "image_hash": train.image_hash}), part)
-        asked = {"arch": config.teacher_arch, "options": {}, "classes": list(classes), "size": config.size}
         finish_model(
             folder,
             "teacher",
             weights,
-            {**asked, "mean": inputs.facts["mean"], "std": inputs.facts["std"]},
+            {**asked, "mean": facts["mean"], "std": facts["std"]},
             files=[TRAINED_ON],
             made_from=made_from,
             settings=settings,
-            facts={"train_faces": len(train), "chosen_on": config.choose_on, "best": best},
+            facts={"train_faces": len(train), "chosen_on": config.choose_on, "best": best, **config.origin},
         )
     meet()

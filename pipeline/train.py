@@ -1,4 +1,4 @@
-"""The training loop, one for teacher and student: SGD on distributions, best epoch by validation, exact resume.
+"""The training loop, one for all networks: SGD on distributions or labels, best epoch by validation, exact resume.
 
 Under torchrun every rank takes its slice of each global batch; ranks agree on everything else by computing it
 from (seed, epoch).
@@ -22,32 +22,40 @@ from torch.nn.parallel import DistributedDataParallel
 from efficientface import FerError
 from efficientface.data.batches import canonical, normalise, view_batches
 from efficientface.data.faces import Faces
+from efficientface.data.views import draw_views
 from efficientface.pipeline.artifact import write_text
 from efficientface.pipeline.checkpoint import CHECKPOINT, METRICS, Checkpoint
 from efficientface.pipeline.config import TrainConfig
 from efficientface.pipeline.device import prepare
-from efficientface.pipeline.losses import distribution_loss
+from efficientface.pipeline.losses import balanced_weights, label_loss
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
 
 log = logging.getLogger(__name__)
 
 # Settings that do not change the result: an interrupted training may go on with others.
-MACHINE = ("device", "workers")
+MACHINE = ("device", "workers", "preset", "given")
 
 
 class Lesson(NamedTuple):
-    """One epoch's views and targets for N training faces: (N, 1, 4) uint16, (N, 1) bool, (N, C) float32."""
+    """Views and targets of M showings: (M, 1, 4) uint16, (M, 1) bool, and (M, C) float32 or (M,) int64 labels."""
 
     boxes: np.ndarray
     flips: np.ndarray
     targets: np.ndarray
 
 
+# Of M showings the faces' rows and, counted from 0, how often each was shown before; with every face once an epoch that
+# is the epoch. Only these decide what is seen, so that a resumed or distributed training sees the same.
+Lessons = Callable[[np.ndarray, np.ndarray], Lesson]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits (B, C), targets (B, C) or (B,)
+
+
 def fit(
     model: nn.Module,
     train: Faces,
-    lesson: Callable[[int], Lesson],
+    lessons: Lessons,
+    loss: Loss,
     judge: Faces,
     config: TrainConfig,
     facts: dict[str, Any],
@@ -55,7 +63,7 @@ def fit(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Train on `train` and return the weights and metrics of the epoch that does best on `judge`.
 
-    `lesson(epoch)` gives that epoch's views and targets; `facts` holds mean and std (0-1, RGB), the crop's pixels,
+    `lessons` gives an epoch's views and targets; `facts` holds mean and std (0-1, RGB), the crop's pixels,
     and whatever must be the same when an interrupted training goes on. Writes metrics.jsonl and, an epoch at a time,
     a checkpoint to `folder`; the checkpoint is the caller's to remove when the artifact is finished.
     """
@@ -81,10 +89,18 @@ def fit(
         log.info("going on after epoch %d of %d", len(lines), config.epochs)
     elif rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
+    shown = np.zeros(len(train), np.int64)  # how often the network has seen each face
+    for epoch in range(len(lines)):
+        shown += np.bincount(epoch_order(train.label, config, epoch), minlength=len(train))
 
     while len(lines) < config.epochs and not _waited_enough(lines, config.patience):
         epoch, started = len(lines), time.perf_counter()
-        loss = train_epoch(parallel, optimizer, scaler, train, lesson(epoch), epoch, config, facts, (rank, world))
+        rows = epoch_order(train.label, config, epoch)
+        lesson = lessons(rows, showings(rows, shown))
+        mean_loss = train_epoch(
+            parallel, optimizer, scaler, train, rows, lesson, loss, epoch, config, facts, (rank, world)
+        )
+        shown += np.bincount(rows, minlength=len(train))
         trained = time.perf_counter() - started
         # the leading rank judges for all: batch norm's statistics differ between ranks
         verdict = [judge_epoch(model, judge, config, facts) if rank == 0 else None]
@@ -94,7 +110,7 @@ def fit(
         lines.append(
             {
                 "epoch": epoch + 1,
-                "loss": loss,
+                "loss": mean_loss,
                 "val_accuracy": accuracy,
                 "val_cross_entropy": entropy,
                 "lr": learning_rate(config, epoch + 1),
@@ -109,7 +125,7 @@ def fit(
             write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
             log.info(
                 "epoch %3d/%d  loss %.4f  val accuracy %.2f %%  %.0f faces/s",
-                epoch + 1, config.epochs, loss, 100 * accuracy, lines[-1]["faces_per_second"],
+                epoch + 1, config.epochs, mean_loss, 100 * accuracy, lines[-1]["faces_per_second"],
             )  # fmt: skip
     if rank == 0:  # an interruption between checkpoint and metrics leaves a line too few
         write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
@@ -121,40 +137,42 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     faces: Faces,
+    rows: np.ndarray,
     lesson: Lesson,
+    loss: Loss,
     epoch: int,
     config: TrainConfig,
     facts: dict[str, Any],
     place: tuple[int, int],
 ) -> float:
-    """One pass over the faces; the mean loss a face, over all ranks."""
+    """One pass over the faces at `rows`, in that order; the mean loss a face, over all ranks."""
     rank, world = place
     # dropout and the like draw from torch's generator: keyed by the epoch, a resumed training draws the same
     torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1, np.uint64)[0]))
     model.train()
-    batches = global_batches(len(faces), config.batch_size, config.seed, epoch, world)
-    mine = [rows[rank::world] for rows in batches]
+    batches = global_batches(len(rows), config.batch_size, world)
+    mine = [places[rank::world] for places in batches]
     targets = torch.from_numpy(lesson.targets)
-    views = view_batches(faces, mine, lesson.boxes, lesson.flips, config.size, config.workers)
+    views = view_batches(faces, mine, lesson.boxes, lesson.flips, config.size, config.workers, rows)
     total = torch.zeros((), device=config.device)
-    with progress(f"epoch {epoch + 1}/{config.epochs}", len(faces) // world) as advance:
-        for step, (rows, images) in enumerate(views):
+    with progress(f"epoch {epoch + 1}/{config.epochs}", len(rows) // world) as advance:
+        for step, (places, images) in enumerate(views):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, epoch + step / len(batches))
             with autocast(config.device, config.precision):
                 logits = model(normalise(images.to(config.device, non_blocking=True), facts["mean"], facts["std"]))
             # DistributedDataParallel averages over ranks; slices may differ by one face
-            weight = len(rows) * world / len(batches[step])
-            loss = distribution_loss(logits.float(), targets[rows].to(config.device)) * weight
+            weight = len(places) * world / len(batches[step])
+            batch_loss = loss(logits.float(), targets[places].to(config.device)) * weight
             optimizer.zero_grad()
-            scaler.scale(loss).backward()
+            scaler.scale(batch_loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            total += loss.detach() * len(batches[step]) / world
-            advance(len(rows))
+            total += batch_loss.detach() * len(batches[step]) / world
+            advance(len(places))
     if world > 1:
         dist.all_reduce(total)
-    mean = total.item() / len(faces)
+    mean = total.item() / len(rows)
     if not math.isfinite(mean):
         raise FerError(f"the loss is {mean} in epoch {epoch + 1}; start again with a smaller --lr than {config.lr}")
     return mean
@@ -185,12 +203,61 @@ def _waited_enough(lines: list[dict[str, Any]], patience: int) -> bool:
     return bool(patience and lines) and len(lines) - best_line(lines)["epoch"] >= patience
 
 
-def global_batches(count: int, batch_size: int, seed: int, epoch: int, world: int = 1) -> list[np.ndarray]:
-    """Row numbers of each batch of an epoch, in an order keyed by (seed, epoch); every row once.
+def epoch_order(label: np.ndarray, config: TrainConfig, epoch: int) -> np.ndarray:
+    """(N,) rows of the N faces to be shown, in order, keyed by (seed, epoch) and so the same on every rank.
+
+    Every face once; or, balanced, N draws with replacement that give each class the same chance, and each face of a
+    class (the sampler that the paper names, ufoym/imbalanced-dataset-sampler, weighs a face by 1 / faces of its class).
+    """
+    random = np.random.Generator(np.random.PCG64([config.seed, epoch]))
+    if config.sampling == "every":
+        return random.permutation(len(label))
+    share = np.cumsum(1 / np.bincount(label)[label])
+    return np.searchsorted(share, random.random(len(label)) * share[-1], side="right")
+
+
+def showings(rows: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """(M,) how often the face at each of `rows` (M,) was shown before: `shown` (N,), and earlier in `rows`."""
+    by_face = np.argsort(rows, kind="stable")
+    ordered = rows[by_face]
+    turns = np.empty_like(rows)
+    turns[by_face] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+    return turns + shown[rows]
+
+
+def free_crops(
+    face_id: np.ndarray, crop: int, config: TrainConfig
+) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Boxes (M, 1, 4) and flips (M, 1) of M showings, a fresh crop each: view k of a face is its k-th showing."""
+
+    def crops(rows: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        boxes, flips = np.empty((len(rows), 1, 4), np.uint16), np.empty((len(rows), 1), bool)
+        for turn in np.unique(turns).tolist():
+            now = turns == turn
+            boxes[now], flips[now] = draw_views(config.seed, face_id[rows[now]], [turn], crop, config.min_area)
+        return boxes, flips
+
+    return crops
+
+
+def label_lessons(train: Faces, crop: int, config: TrainConfig) -> Lessons:
+    """Single-label learning: a fresh crop every time, and the label."""
+    crops = free_crops(train.face_id, crop, config)
+    return lambda rows, turns: Lesson(*crops(rows, turns), train.label[rows])
+
+
+def label_objective(train: Faces, config: TrainConfig, scale: float) -> Loss:
+    """Cross-entropy to the label, smoothed and weighted as the settings say, times `scale`."""
+    weights = balanced_weights(train.label, len(train.classes)) if config.class_weights == "balanced" else None
+    return lambda logits, label: label_loss(logits, label, config.label_smoothing, weights) * scale
+
+
+def global_batches(count: int, batch_size: int, world: int = 1) -> list[np.ndarray]:
+    """The places 0 to count - 1 in batches.
 
     A last batch with fewer than two faces a rank joins the one before: batch norm cannot train on a single face.
     """
-    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+    order = np.arange(count)
     batches = [order[k : k + batch_size] for k in range(0, count, batch_size)]
     if len(batches) > 1 and len(batches[-1]) < 2 * world:
         batches[-2:] = [np.concatenate(batches[-2:])]

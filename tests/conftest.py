@@ -21,7 +21,7 @@ def picture(label: int, rng: np.random.Generator, side: int = 64) -> np.ndarray:
     return image
 
 
-def write_faces(run, count: int = 60, classes=CLASSES, seed: int = 0, shards: int = 2, crop: int = 64):
+def write_faces(run, count: int = 60, classes=CLASSES, seed: int = 0, shards: int = 2, crop: int = 64, layout=None):
     """RUN/faces with `count` pictures over all classes: about 60 % train, 20 % val, 20 % test; returns its folder."""
     import pyarrow.parquet as pq
 
@@ -40,7 +40,7 @@ def write_faces(run, count: int = 60, classes=CLASSES, seed: int = 0, shards: in
                 "image_hash": hash_image(data),
                 "split": ("train", "train", "train", "val", "test")[(k // len(classes)) % 5],
                 "label": label,
-                "votes": votes.tolist(),
+                "votes": None if layout == "identities" else votes.tolist(),
                 "source": f"face-{k:03d}.png",
                 "n_faces": 1,
                 "status": "found",
@@ -60,7 +60,7 @@ def write_faces(run, count: int = 60, classes=CLASSES, seed: int = 0, shards: in
         files=names,
         classes=classes,
         made_from={},
-        settings={"crop": crop},
+        settings={"crop": crop, **({"layout": layout} if layout else {})},
         facts={"mean": [0.4, 0.4, 0.4], "std": [0.25, 0.25, 0.25]},
     )
     return folder

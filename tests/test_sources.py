@@ -133,7 +133,7 @@ def test_options_that_mean_nothing_are_refused(tmp_path):
     put(tmp_path, "sad/1.jpg", "fear/1.jpg")
     assert refusal(tmp_path, layout="tree") == (
         "'tree' is not a layout; give one of raf-db, raf-db-compound, affectnet, affectnet-2021, ferplus, fer2013, "
-        "caer-s, fed-ro, huggingface, table or folders"
+        "caer-s, fed-ro, huggingface, table, folders or identities"
     )
     assert refusal(tmp_path, label_rule="mean") == "'mean' is not a rule for labels; give one of majority or votes"
     assert refusal(tmp_path, classes=["sad", "Sadness", "fear"]) == "--classes names a class twice: sad, Sadness, fear"

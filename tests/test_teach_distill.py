@@ -251,14 +251,15 @@ def test_replay_gives_every_epoch_another_stored_view_with_its_answer(run):
     from efficientface.pipeline.distill import replay
 
     cached = read_shards(sorted((run / "distributions").glob("*.parquet")))
-    lesson = replay(cached, 64, DistillConfig(seed=3))
-    seen = np.stack([lesson(epoch).targets for epoch in range(3)], 1)
+    rows = np.arange(len(cached))
+    lessons = replay(cached, 64, DistillConfig(seed=3))
+    seen = np.stack([lessons(rows, np.full_like(rows, epoch)).targets for epoch in range(3)], 1)
     for n in range(len(cached)):
         order = [int(np.flatnonzero((cached.view_distribution[n] == seen[n, e]).all(-1))[0]) for e in range(3)]
         assert sorted(order) == [0, 1, 2]
-        assert np.array_equal(lesson(7).boxes[n, 0], cached.view_box[n, order[7 % 3]])
+        assert np.array_equal(lessons(np.array([n]), np.array([7])).boxes[0, 0], cached.view_box[n, order[7 % 3]])
     other = replay(cached, 64, DistillConfig(seed=4))
-    assert not np.array_equal(other(0).boxes, lesson(0).boxes)
+    assert not np.array_equal(other(rows, 0 * rows).boxes, lessons(rows, 0 * rows).boxes)
 
 
 def test_per_image_use_crops_freely_and_keeps_the_canonical_distribution(original, tmp_path):

@@ -29,9 +29,10 @@ def test_two_processes_leave_what_one_leaves(tmp_path):
     # each rank normalises its own half of a batch, so the batch is twice as large
     torchrun("teach", run, *TEACH, "--batch-size", 12, "--views", 2)
     torchrun("distill", run, *DISTILL)
+    torchrun("distill", run, *DISTILL, "--loss", "sll", "--sampling", "balanced", "--name", "drawn")
     cached = read_shards(sorted((run / "distributions").glob("*.parquet")))
     assert sorted(cached.face_id) == [f"face-{k:03d}.png" for k in range(60)]
-    for folder, epochs in ((run / "teacher", 8), (run / "students" / "ldl", 2)):
+    for folder, epochs in ((run / "teacher", 8), (run / "students" / "ldl", 2), (run / "students" / "drawn", 2)):
         assert (folder / MANIFEST).exists()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line["epoch"] for line in lines] == list(range(1, epochs + 1))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from efficientface.data.layouts import affectnet, fer2013, ferplus, folders, huggingface, rafdb, tables
+from efficientface.data.layouts import affectnet, fer2013, ferplus, folders, huggingface, identities, rafdb, tables
 from efficientface.data.layouts.listing import Asked, Listing
 
 
@@ -31,4 +31,6 @@ LAYOUTS = {
     "huggingface": Layout(huggingface.is_huggingface, huggingface.read_huggingface),
     "table": Layout(tables.is_table, tables.read_table),
     "folders": Layout(Path.is_dir, folders.read_folders),
+    # never recognised: names of people look like any others
+    "identities": Layout(lambda path: False, identities.read_identities),
 }

@@ -32,6 +32,11 @@ def is_table(path: Path) -> bool:
     return bool(tables) and not any(expression(n) or n.casefold() in SPLITS or n.isdigit() for n in names)
 
 
+def holds_table(path: Path) -> bool:
+    """Whether it is a file, or a folder with a table that has the columns we need."""
+    return path.is_file() or any(_fits(table, None) for table in _tables_in(path))
+
+
 def _fits(table: Path, wanted: Wanted | None) -> bool:
     """Whether it has the columns we need; a damaged table beside others is no table of ours."""
     try:

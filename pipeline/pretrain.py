@@ -1,0 +1,77 @@
+"""Before the three stages: a network learns to tell people apart, and `--init` starts a teacher or student from it."""
+
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientface import FerError
+from efficientface.models import build
+from efficientface.pipeline.artifact import check_files, is_finished, read_manifest, reference_to, refuse_other
+from efficientface.pipeline.checkpoint import finish_model, init_reference, start_from
+from efficientface.pipeline.config import PretrainConfig
+from efficientface.pipeline.device import prepare
+from efficientface.pipeline.inputs import check_classes, read_inputs
+from efficientface.pipeline.train import MACHINE, fit, label_lessons, label_objective, leads, meet
+
+log = logging.getLogger(__name__)
+
+
+def run(run: Path, config: PretrainConfig) -> dict[str, Any]:
+    """Write RUN/identities/NAME from RUN/faces, whose labels are people; returns the best epoch's metrics and where.
+
+    Only layout `identities` labels people. They are told apart on other pictures of the same people, split val.
+    """
+    prepare(config.device)
+    inputs = read_inputs(run)
+    layout = inputs.manifest["settings"].get("layout")
+    if layout != "identities":
+        raise FerError(
+            f"{inputs.folder} has labels that are no people's names (layout {layout or 'recognised by itself'}); "
+            "run fer align SOURCE RUN --layout identities first"
+        )
+    folder = run / "identities" / (config.name or config.arch)
+    made_from = {"faces": reference_to(inputs.folder, folder), **init_reference(config.init, folder)}
+    init, config = config.init, replace(config, init=made_from.get("init", {}).get("path", ""))
+    settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}
+    if is_finished(folder):
+        manifest = read_manifest(folder, "identities")
+        refuse_other(folder, manifest, made_from, settings, "give --name to train beside it, or remove it")
+        check_files(folder, manifest)
+        log.info("identities: already trained, %s", folder)
+        return {"identities": str(folder), **manifest["facts"]["best"]}
+
+    train, judge = inputs.labelled("train"), inputs.labelled(config.choose_on)
+    check_classes(train, inputs.folder)
+    torch.manual_seed(config.seed)
+    options = {"modulation": config.modulation} if config.arch == "efficientface" else {}
+    asked = {"arch": config.arch, "options": options, "classes": list(train.classes), "size": config.size}
+    model = build(config.arch, len(train.classes), **options)
+    if init:
+        start_from(init, model, asked)
+    log.info("identities: %s on %d faces of %d people", config.arch, len(train), len(train.classes))
+    digests = {f"{name}_manifest": reference["manifest"] for name, reference in made_from.items()}
+    facts = {**inputs.facts_by(config.normalisation), **digests}
+    lessons = label_lessons(train, inputs.facts["crop"], config)
+    # divided by thousands of classes, as equation (5) would have it, no usual learning rate would move anything
+    loss = label_objective(train, config, scale=1)
+    weights, best = fit(model, train, lessons, loss, judge, config, facts, folder)
+    if leads():
+        finish_model(
+            folder,
+            "identities",
+            weights,
+            {**asked, "mean": facts["mean"], "std": facts["std"]},
+            made_from=made_from,
+            settings=settings,
+            facts={
+                "train_faces": len(train),
+                "people": len(train.classes),
+                "chosen_on": config.choose_on,
+                "best": best,
+            },
+        )
+    meet()
+    return {"identities": str(folder), **best}
