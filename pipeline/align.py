@@ -35,6 +35,7 @@ from efficientface.pipeline.artifact import (
     MANIFEST,
     check_files,
     is_finished,
+    make_folder,
     read_manifest,
     replacing,
     write_json,
@@ -66,7 +67,7 @@ def run(source: Path, run: Path, config: AlignConfig, replace: bool = False) -> 
     photos = photos_of(rows, read)
     plan = plan_of(photos, read, config)
     folder = run / "faces"
-    make(folder)
+    make_folder(folder)
     try:
         with FileLock(run / LOCK, timeout=0):
             if replace:
@@ -133,14 +134,6 @@ def plan_of(photos: list[Photo], read: Source, config: AlignConfig) -> dict[str,
     # through JSON once, so that tuples compare equal to what a manifest gives back
     plan = {"settings": json.loads(json.dumps(settings)), "source": digest_photos(photos, read)}
     return {**plan, "digest": hash_image(json.dumps(plan).encode())}
-
-
-def make(folder: Path) -> None:
-    """The folder and those above it; FerError where something else has one of these names."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise FerError(f"{folder} cannot be made: a file is in the way; choose another run folder") from error
 
 
 def begin(folder: Path, plan: dict[str, Any]) -> None:

@@ -74,6 +74,15 @@ def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[s
     return model.eval(), config
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a model's metrics.jsonl, an epoch each; none where it was not trained here."""
+    path = folder / METRICS
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    except ValueError as error:
+        raise FerError(f"{path} does not hold metrics ({error}); restore it") from error
+
+
 def _manifest_kind(folder: Path) -> str | None:
     try:
         return json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("kind")

@@ -14,7 +14,7 @@ from efficientface import FerError
 from efficientface.cache.distributions import Distributions, tempered
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
-from efficientface.models import build
+from efficientface.models import MODULATED, build
 from efficientface.pipeline.artifact import (
     check_files,
     is_finished,
@@ -72,7 +72,7 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
     if temperature != 1:
         lesson = with_temperature(lesson, temperature)
     torch.manual_seed(config.seed)
-    options = {"modulation": config.modulation} if config.arch == "efficientface" else {}
+    options = {"modulation": config.modulation} if config.arch in MODULATED else {}
     model = build(config.arch, len(classes), **options)
     log.info("student: %s, %s, on %d faces at %d pixels", config.arch, config.loss, len(train), config.size)
     digests = {f"{name}_manifest": reference["manifest"] for name, reference in made_from.items()}
