@@ -1,7 +1,6 @@
 """A contact sheet of a run's faces: figure 4's question, whether faces show what their label says, on any data."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +109,6 @@ def described(faces: Faces) -> list[dict[str, Any]]:
     ]
 
 
-def tables(result: dict[str, Any]) -> Sequence[Any]:
+def tables(result: dict[str, Any]) -> list[Any]:
     """What was written."""
     return [Text(f"{printable(result['sheet'])}  {len(result['faces'])} of {result['of']:,} faces")]
