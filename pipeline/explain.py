@@ -37,7 +37,7 @@ BATCH = 16  # faces whose features and gradients are held at a time
 
 
 class Shown(NamedTuple):
-    """A face to explain: a name, its picture (S, S, 3) uint8, its label (-1 unknown) and votes (C,), NaN without."""
+    """A face to explain: a name, its picture (S, S, 3) uint8, its label (-1 unknown), shares of votes (C,) or NaN."""
 
     name: str
     picture: np.ndarray
@@ -98,10 +98,9 @@ def run(
     if bars:
         drawn = {name: answer.probabilities for name, answer in answers.items()}
         votes = np.stack([one.votes for one in shown])
-        if np.isfinite(votes).any():
-            drawn["votes"] = votes / votes.sum(1, keepdims=True)
+        asked = votes if np.isfinite(votes).any() else None
         labels = [one.label for one in shown]
-        pictures.distributions(out, [one.picture for one in shown], heads, classes, drawn, labels)
+        pictures.distributions(out, [one.picture for one in shown], heads, classes, drawn, labels, asked)
     else:
         layers = {
             f"{name}\n{answer.method}, {answer.weights.shape[1]} x {answer.weights.shape[2]}": [
@@ -143,7 +142,8 @@ def said(answer: Map, k: int, classes: Sequence[str]) -> str:
 
 def of_run(faces: Faces, row: int) -> Shown:
     """A usable face of faces/."""
-    return Shown(faces.face_id[row], faces.image(row), int(faces.label[row]), faces.votes[row].astype(float))
+    votes = faces.select(np.array([row])).vote_distributions()[0]
+    return Shown(faces.face_id[row], faces.image(row), int(faces.label[row]), votes)
 
 
 def by_id(inputs: Inputs, ids: Sequence[str]) -> list[Shown]:

@@ -115,7 +115,7 @@ def sheet(path: Path, pictures: Sequence[np.ndarray], captions: Sequence[str], t
             axes.set_axis_off()
         for axes, picture, caption in zip(grid.flat, pictures, captions, strict=False):
             axes.imshow(picture)
-            axes.set_title(in_lines(caption, 26), fontsize=6.5, y=-0.03, va="top", pad=0)
+            axes.set_title(in_lines(caption, 28), fontsize=6.5, y=-0.03, va="top", pad=0)
 
 
 def maps(
@@ -172,28 +172,32 @@ def distributions(
     classes: Sequence[str],
     answers: Mapping[str, np.ndarray],
     labels: Sequence[int],
+    votes: np.ndarray | None = None,
     columns: int = 3,
 ) -> None:
     """Figure 2: each face with the distributions that models, and people, give it, as bars.
 
-    answers: by name (N, C), NaN rows where there is none; labels: N indices into classes, -1 unknown. The label's class
-    is set in bold.
+    answers: by model (N, C) probabilities; labels: N indices into classes, -1 unknown, whose class is set in bold;
+    votes: (N, C) shares of people's, NaN rows where nobody was asked.
     """
+    series = [*zip(answers, palette(len(answers)), answers.values(), strict=True)]
+    if votes is not None:
+        series.append(("people's votes", "0.45", votes))
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    bars = max(len(classes) * max(len(answers), 2) * 0.075, 1.2)
+    bars = max(len(classes) * max(len(series), 2) * 0.075, 1.2)
     names = [shortened(name, 16) for name in classes]
     with drawing(path, 3.5 * columns, 0.45 + rows * (bars + 0.45)) as figure:
         grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1.15, 1] * columns)
         for axes in grid.flat:
             axes.set_axis_off()
-        thickness = 0.8 / len(answers)
+        thickness = 0.8 / len(series)
         for k, picture in enumerate(pictures):
             left, right = grid[k // columns, 2 * (k % columns) : 2 * (k % columns) + 2]
             left.imshow(picture)
             left.set_title(in_lines(heads[k], 26), fontsize=7)
             right.set_axis_on()
-            for place, (colour, p) in enumerate(zip(palette(len(answers)), answers.values(), strict=True)):
+            for place, (_, colour, p) in enumerate(series):
                 at = np.arange(len(classes)) - 0.4 + (place + 0.5) * thickness
                 right.barh(at, np.nan_to_num(100 * p[k]), thickness, color=colour)
             right.set_yticks(range(len(classes)), names, fontsize=7)
@@ -204,7 +208,7 @@ def distributions(
             right.set_xticks([0, 50, 100], ["0", "50", "100 %"], fontsize=6)
             right.tick_params(length=2)
             right.spines[["top", "right"]].set_visible(False)
-        legend(figure, list(answers), palette(len(answers)))
+        legend(figure, [name for name, _, _ in series], [colour for _, colour, _ in series])
 
 
 def legend(figure: "Figure", names: Sequence[str], colours: Sequence[Any]) -> None:

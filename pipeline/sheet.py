@@ -75,12 +75,13 @@ def some(faces: Faces, count: int, seed: int, split: str | None = None, label: s
 
 
 def caption(faces: Faces, row: int, with_label: bool = True) -> str:
-    """A face's id, its label, and whom most people voted for."""
+    """A face's id, its label, and the two classes with most of the votes."""
     lines = [printable(faces.face_id[row])]
     if with_label:
         lines.append(label_of(faces, row) or "no label")
     if len(said := said_by_people(faces, row)):
-        lines.append(", ".join(f"{name} {count:g}" for name, count in said[:2]))
+        total = sum(count for _, count in said)
+        lines.append(", ".join(f"{name} {count / total:.0%}" for name, count in said[:2]))
     return "\n".join(lines)
 
 
