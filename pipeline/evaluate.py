@@ -85,8 +85,10 @@ def judge(
     batch_size: int = 256,
     subsets: Sequence[str] = (),
 ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
-    """What `run` returns about `models`, folders by name; and by part of the split (`""` is all of it) and model which
-    faces it is right about, (N,) bool."""
+    """What `run` returns about `models`, folders by name; and which faces each is right about.
+
+    The latter by part of the split (`""` is all of it), then by model: (N,) bool.
+    """
     inputs = read_inputs(run)
     faces = inputs.labelled(split)
     targets = faces.vote_distributions()
@@ -170,9 +172,10 @@ def over_seeds(models: Mapping[str, Any], manifests: Mapping[str, dict[str, Any]
         if len(names) < 2:
             continue
         parts = {part: [models[name]["subsets"][part] for name in names] for part in models[names[0]]["subsets"]}
+        stems = {name.removesuffix(str(seed)).rstrip("-_.") for seed, name in seeds.items()}
         found.append(
             {
-                "name": os.path.commonprefix(names).rstrip("-_.0123456789") or ", ".join(names),
+                "name": stems.pop() if len(stems) == 1 else ", ".join(names),
                 "models": names,
                 "seeds": list(seeds),
                 **_spreads([models[name] for name in names]),
@@ -235,11 +238,7 @@ def ask(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """A model's probabilities (N, C) for whole faces in the order of their classes, and facts about the model."""
     model, config = load_model(folder, kind)
-    if set(config["classes"]) != set(faces.classes):
-        raise FerError(
-            f"{folder} answers for the classes {', '.join(config['classes'])}, "
-            f"the faces have {', '.join(faces.classes)}; evaluate it in a run of its own classes"
-        )
+    order = class_order(folder, config["classes"], faces.classes)
     boxes, flips = canonical(len(faces), crop)
     with progress(f"evaluating {folder.name}", len(faces)) as advance:
         answers = predict(
@@ -255,7 +254,17 @@ def ask(
         "size": config["size"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
-    return answers[:, [config["classes"].index(name) for name in faces.classes]], facts
+    return answers[:, order], facts
+
+
+def class_order(folder: Path, answered: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Where the classes of the faces are in a model's answers."""
+    if set(answered) != set(wanted):
+        raise FerError(
+            f"{folder} answers for the classes {', '.join(answered)}, the faces have {', '.join(wanted)}; "
+            "evaluate it in a run of its own classes"
+        )
+    return [answered.index(name) for name in wanted]
 
 
 def _check_origin(folder: Path, manifest: dict[str, Any], inputs: Inputs) -> bool:

@@ -26,7 +26,7 @@ from efficientface.pipeline.align import Aligner, Photo
 from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.config import AlignConfig
 from efficientface.pipeline.device import prepare
-from efficientface.pipeline.evaluate import gather, kind_of_model
+from efficientface.pipeline.evaluate import class_order, gather, kind_of_model
 from efficientface.pipeline.inputs import Inputs, read_inputs
 from efficientface.pipeline.inspect import unknown_face
 from efficientface.pipeline.sheet import some
@@ -182,12 +182,7 @@ def found_in(inputs: Inputs, images: Sequence[Path]) -> list[Shown]:
 def explained(folder: Path, shown: Sequence[Shown], about: Sequence[int], classes: Sequence[str], device: str) -> Map:
     """A model's answers and maps; `about` are classes by number, -1 the one that the model finds most probable."""
     model, config = load_model(folder, kind_of_model(folder))
-    if set(config["classes"]) != set(classes):
-        raise FerError(
-            f"{folder} answers for the classes {', '.join(config['classes'])}, the faces have {', '.join(classes)}; "
-            "ask it in a run of its own classes"
-        )
-    order = [config["classes"].index(name) for name in classes]
+    order = class_order(folder, config["classes"], classes)
     box = canonical(1, shown[0].picture.shape[0])[0][0, 0]
     pixels = np.stack([render(one.picture, box, False, config["size"]) for one in shown])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)

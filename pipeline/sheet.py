@@ -10,7 +10,7 @@ from rich.text import Text
 from efficientface import FerError
 from efficientface.data.faces import Faces
 from efficientface.pipeline import pictures
-from efficientface.pipeline.inputs import read_inputs
+from efficientface.pipeline.inputs import inputs_in
 from efficientface.pipeline.inspect import kind_of
 from efficientface.pipeline.status import printable
 
@@ -34,7 +34,7 @@ def run(
     kind = kind_of(path)
     if kind not in ("run", "faces"):
         raise FerError(f"{printable(path)} holds {kind}, a sheet shows faces; give the run or its folder faces")
-    faces = read_inputs(path if kind == "run" else path.parent).faces
+    faces = inputs_in(path / "faces" if kind == "run" else path).faces
     chosen = some(faces, sample, seed, split, label)
     shown = faces.select(chosen["rows"])
     what = f"labelled {label}" if label is not None else "of any label"

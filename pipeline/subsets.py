@@ -78,8 +78,8 @@ def _listed(path: Path, rows: pa.Table, split: str) -> tuple[np.ndarray, dict[st
     if not chosen.any():
         hint = "it names none" if not named else f"first {printable(missing[0])}"
         raise FerError(
-            f"{path}: none of its {len(named):,} photographs is in split {split} ({hint}); it has to be a list of this "
-            "data set's files (AffectNet's lists have the names of its first release, not the numbers of 2021's)"
+            f"{path}: none of its {len(named):,} photographs is in split {split} ({hint}); give another --split, "
+            "or a list of this data set's files (AffectNet's have the names of its first release, not 2021's numbers)"
         )
     facts: dict[str, Any] = {"lines": len(lines), "named": len(named), "missing": len(missing)}
     return chosen, facts | ({"first_missing": missing[0]} if missing else {})

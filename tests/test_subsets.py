@@ -78,8 +78,9 @@ def test_a_list_of_other_files_is_refused(tmp_path):
     with pytest.raises(FerError) as error:
         chosen(f"0/{HEX[0]}.jpg\n1/{HEX[1]}.jpg\n", tmp_path, "17.jpg")
     assert str(error.value) == (
-        f"{tmp_path}/list.txt: none of its 2 photographs is in split test (first 0/{HEX[0]}.jpg); it has to be a list "
-        "of this data set's files (AffectNet's lists have the names of its first release, not the numbers of 2021's)"
+        f"{tmp_path}/list.txt: none of its 2 photographs is in split test (first 0/{HEX[0]}.jpg); give "
+        "another --split, or a list of this data set's files (AffectNet's have the names of its first release, not "
+        "2021's numbers)"
     )
 
 
