@@ -181,7 +181,7 @@ def test_an_svg_is_drawn_the_same_each_time(run, tmp_path):
     assert "<script" not in text
 
 
-@pytest.mark.parametrize("name", [r"$\frac{$", r"$x$", r"\textbf{x}", "a\x1b[31mb", "_hidden", "<script>", "a\nb"])
+@pytest.mark.parametrize("name", [r"$\frac{$", r"\textbf{x}", "_hidden", "a\x1b[31mb\n<script>"])
 def test_text_is_never_interpreted(name, tmp_path):
     """What mathtext or TeX would refuse, hide or draw as a formula is drawn as it is."""
     face = np.zeros((8, 8, 3), np.uint8)
