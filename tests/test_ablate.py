@@ -137,6 +137,16 @@ def test_finished_students_are_found_and_tables_printed(made, monkeypatch):
     assert len(lines) == 10
 
 
+def test_epochs_chosen_on_the_split_that_is_judged_are_told(made):
+    def caption(result):
+        return str(ablate.accuracy_table(result, 1).caption)
+
+    result = made[1]
+    peeking = {**result, "rows": [{**row, "chosen_on": "test"} for row in result["rows"]]}
+    assert "too good" not in caption(result)
+    assert "best epochs chosen on test itself, so too good" in caption(peeking)
+
+
 def test_a_student_of_other_settings_is_not_taken(made):
     run, _ = made
     assert refused(fer("ablate", run, *TINY, "--momentum", "0.8")) == (
