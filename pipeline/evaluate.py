@@ -55,8 +55,10 @@ def run(
     unknown = [name for name in compare or () if name not in chosen]
     if unknown:
         raise FerError(f"--compare {unknown[0]}: no such model is judged; there are {', '.join(chosen)}")
+    trainings = {}
     if plots is not None:
         make_folder(plots)
+        trainings = {name: lines for name, folder in chosen.items() if (lines := read_metrics(folder))}
     result, right = judge(run, split, chosen, device, batch_size, subsets)
     if compare is not None:
         result["comparison"] = compared(compare, right)
@@ -70,9 +72,8 @@ def run(
         for target in targets:
             path = target.with_name(target.name.format(f"{name}-{split}".replace(os.sep, "-")))
             pictures.confusion(path, model["confusion"], result["classes"], title)
-    if plots is not None:
-        trainings = {name: lines for name, folder in chosen.items() if (lines := read_metrics(folder))}
-        for suffix in pictures.SUFFIXES if trainings else ():
+    if plots is not None and trainings:
+        for suffix in pictures.SUFFIXES:
             pictures.curves(plots / f"curves{suffix}", trainings)
     return result
 

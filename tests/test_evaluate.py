@@ -330,6 +330,12 @@ def test_plots_are_curves_and_confusion_matrices(run, reader, tmp_path):
         "confusion-official-test.png", "confusion-official-test.svg",
         "curves.png", "curves.svg",
     ]  # fmt: skip
+    (run / "students" / "ldl" / METRICS).write_text('{"epoch": 0}\n')
+    with pytest.raises(FerError) as error:
+        evaluate.run(run, plots=out, png=False)
+    assert str(error.value) == (
+        f"{run}/students/ldl/metrics.jsonl does not hold the metrics of a training, a line an epoch; restore it"
+    )
     (tmp_path / "file").write_text("")
     with pytest.raises(FerError) as error:
         evaluate.run(run, plots=tmp_path / "file")
