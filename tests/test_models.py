@@ -277,5 +277,6 @@ def test_builds_what_it_names():
     with pytest.raises(FerError) as error:
         build("vgg", 7)
     assert str(error.value) == (
-        "architecture vgg is not known; choose from efficientface, baseline, baseline-local, baseline-modulator, resnet18, resnet34, resnet50"
+        "architecture vgg is not known; choose from efficientface, baseline, baseline-local, baseline-modulator, "
+        "resnet18, resnet34, resnet50"
     )
