@@ -85,18 +85,11 @@ def training_settings(config: type[TrainConfig]) -> Callable[[Command], Command]
         ),
         setting(config, "label_smoothing", "Share of each single label spread over all classes."),
         setting(config, "class_weights", "Of single labels; balanced: rare classes count more.", type=balanced),
-        setting(
-            config,
-            "init",
-            "Start from a finished model's weights; its last layer only if the classes are the same.",
-            metavar="FOLDER",
-        ),
         setting(config, "patience", "Stop after so many epochs without a better validation accuracy; 0 never."),
         setting(config, "choose_on", "Split that picks the best epoch; the paper's authors pick it on test."),
         setting(config, "device", "Where to compute: cpu, cuda, cuda:1 ..."),
         setting(config, "precision", "Of training, by autocast.", type=click.Choice(["fp32", "bf16", "fp16"])),
         setting(config, "workers", "Threads that decode and crop; 0 is one a core."),
-        setting(config, "seed", "Seeds weights, order of faces and crops."),
     ]
 
     def decorate(command: Command) -> Command:
@@ -124,6 +117,17 @@ def configured(config: type[TrainConfig], preset: str | None, options: dict[str,
     return with_preset(config, preset, **typed)
 
 
+def one_network(config: type[TrainConfig]) -> Callable[[Command], Command]:
+    """--init and --seed of what trains one network."""
+    init = "Start from a finished model's weights; its last layer only if the classes are the same."
+
+    def decorate(command: Command) -> Command:
+        command = setting(config, "seed", "Seeds weights, order of faces and crops.")(command)
+        return setting(config, "init", init, metavar="FOLDER")(command)
+
+    return decorate
+
+
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
@@ -138,6 +142,25 @@ def output_options(command: Command) -> Command:
 
     as_csv = click.option("--csv", "as_csv", is_flag=True, help="Print the main table as CSV.")
     return cast(Command, as_csv(JSON(checked)))
+
+
+def model_options(command: Command) -> Command:
+    """--names and --model of the commands that ask finished models."""
+    names = click.option("--names", help="Only these models of RUN, with commas: teacher, or students by name.")
+    others = click.option(
+        "--model",
+        "models",
+        type=PATH,
+        metavar="FOLDER",
+        multiple=True,
+        help="Also this one, of another run (repeatable).",
+    )
+    return names(others(command))
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Names given with commas."""
+    return [name.strip() for name in text.split(",")] if text else None
 
 
 @click.group(cls=FerGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -220,6 +243,7 @@ def align(
 @setting(TeachConfig, "label_batch", "Views in one forward pass while labelling.")
 @PRESET
 @training_settings(TeachConfig)
+@one_network(TeachConfig)
 @JSON
 def teach(
     run: Path,
@@ -272,6 +296,7 @@ def teach(
 @click.option("--unlabelled", is_flag=True, help="Also train on faces without a label (ldl, kl).")
 @PRESET
 @training_settings(DistillConfig)
+@one_network(DistillConfig)
 @JSON
 def distill(run: Path, preset: str | None, as_json: bool, **options: Any) -> None:
     """Train a student on RUN's cached distributions; the teacher is not loaded.
@@ -292,6 +317,7 @@ def distill(run: Path, preset: str | None, as_json: bool, **options: Any) -> Non
 @setting(PretrainConfig, "modulation", "As of `fer distill`.", type=click.Choice(["multiply", "add"]))
 @setting(PretrainConfig, "name", "Write identities/NAME; the network's name if not given.", metavar="NAME")
 @training_settings(PretrainConfig)
+@one_network(PretrainConfig)
 @JSON
 def pretrain(run: Path, as_json: bool, **options: Any) -> None:
     """Train a network to tell people apart, for `fer teach --init` and `fer distill --init` to start from.
@@ -312,20 +338,103 @@ def pretrain(run: Path, as_json: bool, **options: Any) -> None:
 @click.argument("run", type=PATH)
 @click.option("--split", default="test", help="Split whose labelled faces are judged.")
 @click.option("--device", default="cpu", help="Where to compute.")
-@click.option("--names", help="Only these models, with commas: teacher, or students by name.")
+@model_options
+@click.option(
+    "--subset",
+    "subsets",
+    metavar="LIST",
+    multiple=True,
+    help="Also judge a part of the split (repeatable): a list of file names, or pose:30, yaw or pitch from 30 degrees.",
+)
+@click.option("--compare", nargs=2, metavar="A B", help="McNemar's test between two of the models, by name.")
+@click.option("--plots", type=PATH, metavar="DIR", help="Leave training curves and confusion matrices as PNG and SVG.")
 @output_options
-def evaluate(run: Path, split: str, device: str, names: str | None, as_csv: bool, as_json: bool) -> None:
+def evaluate(
+    run: Path,
+    split: str,
+    device: str,
+    names: str | None,
+    models: tuple[Path, ...],
+    subsets: tuple[str, ...],
+    compare: tuple[str, str] | None,
+    plots: Path | None,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
     """Judge the teacher and every student of RUN on one split, by labels and by distributions.
+
+    Students that differ only in their seed are also averaged.
 
     \b
     Example:
         fer evaluate runs/first --split test
+        fer evaluate runs/raf --subset rafdb_occlusion_list.txt --subset pose:45 --compare ldl sll
     """
     from efficientface.pipeline import evaluate as stage
 
-    chosen = [name.strip() for name in names.split(",")] if names else None
-    result = stage.run(run, split, device=device, names=chosen)
+    result = stage.run(
+        run, split, device=device, names=_names(names), models=models, subsets=subsets, compare=compare, plots=plots
+    )
     _print(result, as_json, stage.tables, stage.rows(result) if as_csv else None)
+
+
+@cli.command()
+@click.argument("run", type=PATH)
+@click.option("--seeds", default="0,1", help="A student of each network and way of learning for each, with commas.")
+@click.option("--tables", "which", default="1,2", help="The paper's tables to make, with commas.")
+@setting(DistillConfig, "cache", "Students of distributions read distributions-NAME/.", metavar="NAME")
+@setting(
+    DistillConfig,
+    "modulation",
+    "EfficientFace: authors' code or equation (1).",
+    type=click.Choice(["multiply", "add"]),
+)
+@click.option(
+    "--init",
+    "inits",
+    type=PATH,
+    multiple=True,
+    metavar="FOLDER",
+    help="Table 2: start from these finished models, one a network, as the paper does.",
+)
+@click.option("--name", default="ablate", help="Students are called NAME-NETWORK-LOSS-SEED.", metavar="NAME")
+@click.option("--split", default="test", help="Split whose labelled faces are judged.")
+@training_settings(DistillConfig)
+@output_options
+def ablate(
+    run: Path,
+    seeds: str,
+    which: str,
+    inits: tuple[Path, ...],
+    name: str,
+    split: str,
+    as_csv: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train and judge the students of the paper's ablations, tables 1 and 2, on RUN's faces and distributions.
+
+    Table 2 needs RUN/teacher and the cache, by fer teach. Interrupted, the same command goes on; students that are
+    finished are not trained again.
+
+    \b
+    Example:
+        fer ablate runs/first --seeds 0,1 --size 64 --epochs 30
+    """
+    from efficientface.pipeline import ablate as stage
+
+    numbers = {option: _numbers(option, text) for option, text in (("--seeds", seeds), ("--tables", which))}
+    config = DistillConfig(name=name, **options)
+    result = stage.run(run, config, numbers["--seeds"], numbers["--tables"], name, split, inits)
+    _print(result, as_json, stage.tables, result.get("rows") if as_csv else None)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Whole numbers given with commas."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise FerError(f"{option} {text} is not understood; give whole numbers with commas, such as 0,1") from error
 
 
 @cli.command()
@@ -334,7 +443,11 @@ def evaluate(run: Path, split: str, device: str, names: str | None, as_csv: bool
 @click.option("--top", type=click.Choice(["ambiguous", "disagreeing"]), help="The faces that are most so.")
 @click.option("--count", "-n", default=10, help="How many faces --top shows.")
 @click.option("--html", type=PATH, metavar="FILE", help="Write a page about all distributions, to open in a browser.")
-@click.option("--sample", type=int, metavar="N", help="Faces with a picture in the page (1200); 0 for none.")
+@click.option("--sheet", type=PATH, metavar="FILE", help="Draw random faces as a contact sheet, PNG or SVG.")
+@click.option("--label", metavar="CLASS", help="Only faces of this label (--sheet).")
+@click.option("--split", help="Only faces of this split (--sheet).")
+@click.option("--seed", type=int, help="Another sheet for another number (0).")
+@click.option("--sample", type=int, metavar="N", help="Faces with a picture in the page (1200), or on the sheet (20).")
 @click.option("--student", multiple=True, metavar="NAME", help="Student asked for the page (repeatable); all if none.")
 @click.option("--no-students", is_flag=True, help="Ask no student for the page.")
 @output_options
@@ -344,6 +457,10 @@ def inspect(
     top: str | None,
     count: int,
     html: Path | None,
+    sheet: Path | None,
+    label: str | None,
+    split: str | None,
+    seed: int | None,
     sample: int | None,
     student: tuple[str, ...],
     no_students: bool,
@@ -356,9 +473,23 @@ def inspect(
     Example:
         fer inspect runs/first/distributions --top ambiguous
         fer inspect runs/first --html faces.html
+        fer inspect runs/first/faces --label contempt --sample 20 --sheet contempt.png
     """
     from efficientface.pipeline import inspect as stage
 
+    if sheet is not None:
+        from efficientface.pipeline import sheet as drawing
+
+        if html is not None or face is not None or top is not None or student or no_students:
+            raise FerError(
+                "--sheet draws random faces; of other options it takes --label, --split, --sample and --seed"
+            )
+        count = drawing.SAMPLE if sample is None else sample
+        result = drawing.run(path, sheet, label, split, count, seed or 0)
+        _print(result, as_json, drawing.tables, result["faces"] if as_csv else None)
+        return
+    if label is not None or split is not None or seed is not None:
+        raise FerError("--label, --split and --seed are about the contact sheet; give --sheet FILE as well")
     if html is not None:
         from efficientface.pipeline import page
 
@@ -374,6 +505,36 @@ def inspect(
         raise FerError("--sample, --student and --no-students are about the page; give --html FILE as well")
     result = stage.run(path, face=face, top=top, count=count)
     _print(result, as_json, stage.tables, stage.rows(result) if as_csv else None)
+
+
+@cli.command()
+@click.argument("run", type=PATH)
+@click.option("--out", type=PATH, required=True, metavar="FILE", help="The picture, PNG or SVG by its name.")
+@model_options
+@click.option("--face", "faces", metavar="ID", multiple=True, help="A face of RUN (repeatable).")
+@click.option(
+    "--image", "images", type=PATH, metavar="FILE", multiple=True, help="Any photograph, aligned as RUN's (repeatable)."
+)
+@click.option("--sample", default=6, help="Without --face and --image: so many random faces of RUN.")
+@click.option("--split", default="test", help="Split that these are from.")
+@click.option("--label", metavar="CLASS", help="Label that these have; any if not given.")
+@click.option("--seed", default=0, help="Other random faces for another number.")
+@click.option("--of", default="predicted", metavar="CLASS", help="What maps are about: predicted, label, or a class.")
+@click.option("--bars", is_flag=True, help="The distributions that the models give, in place of maps.")
+@click.option("--device", default="cpu", help="Where to compute.")
+@output_options
+def explain(run: Path, names: str | None, as_csv: bool, as_json: bool, **options: Any) -> None:
+    """Draw what models look at, class activation maps over faces side by side, or what they say (--bars).
+
+    \b
+    Example:
+        fer explain runs/first --names ldl,sll --out maps.png
+        fer explain runs/first --image me.jpg --bars --out me.svg
+    """
+    from efficientface.pipeline import explain as stage
+
+    result = stage.run(run, names=_names(names), **options)
+    _print(result, as_json, stage.tables, result["faces"] if as_csv else None)
 
 
 @cli.group("cache")

@@ -38,6 +38,7 @@ from efficientface.pipeline.artifact import (
     check_files,
     is_finished,
     is_part,
+    make_folder,
     read_manifest,
     replacing,
     write_json,
@@ -73,7 +74,7 @@ def run(source: Path | dict[str, Path], run: Path, config: AlignConfig, replace:
     inputs = read_inputs(sources, config)
     plan = plan_of(inputs, config)
     folder = run / "faces"
-    make(folder)
+    make_folder(folder)
     try:
         with FileLock(run / LOCK, timeout=0):
             swap(run)
@@ -118,16 +119,6 @@ def plan_of(inputs: Inputs, config: AlignConfig) -> dict[str, Any]:
     digests = digests_of(inputs)
     plan = {"settings": settings, "source": digest_of_all(digests)}
     return {**plan, "sources": digests, "digest": hash_image(json.dumps(plan).encode())}
-
-
-def make(folder: Path) -> None:
-    """The folder and those above it; FerError where something else has one of these names."""
-    if shown(str(folder)) != str(folder):
-        raise FerError(f"{shown(str(folder))} is no UTF-8, the tables' text; give the run folder another name")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise FerError(f"{folder} cannot be made: a file is in the way; choose another run folder") from error
 
 
 def begin(folder: Path, plan: dict[str, Any]) -> None:

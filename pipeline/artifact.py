@@ -62,6 +62,19 @@ def _is_alive(part: Path) -> bool:
     return True
 
 
+def make_folder(folder: Path) -> None:
+    """The folder and those above it; FerError where a file has one of these names, or text could not name it."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        shown = str(folder).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        raise FerError(f"{shown} is no UTF-8, the tables' text; give another folder") from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise FerError(f"{folder} cannot be made: a file is in the way; choose another folder") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as part:

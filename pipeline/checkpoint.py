@@ -20,6 +20,7 @@ from efficientface.pipeline.artifact import MODELS, read_manifest, reference_to,
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+METRICS_KEYS = ("epoch", "loss", "val_accuracy", "val_cross_entropy")  # of its lines, those that are read again
 CHECKPOINT = "checkpoint.safetensors"  # only while training
 
 
@@ -70,6 +71,21 @@ def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[s
         first = str(error).strip().splitlines()[0]
         raise FerError(f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes ({first})") from error
     return model.eval(), config
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a model's metrics.jsonl, an epoch each; none where it was not trained here."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        fits = all(isinstance(line[name], int | float) for line in lines for name in METRICS_KEYS)
+    except (ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise FerError(f"{path} does not hold the metrics of a training, a line an epoch; restore it")
+    return lines
 
 
 def init_reference(init: str, folder: Path) -> dict[str, dict[str, str]]:

@@ -52,7 +52,11 @@ class Inputs:
 
 def read_inputs(run: Path) -> Inputs:
     """The usable faces of `run`/faces."""
-    folder = run / "faces"
+    return inputs_in(run / "faces")
+
+
+def inputs_in(folder: Path) -> Inputs:
+    """The usable faces of a folder that fer align wrote."""
     manifest = read_manifest(folder, "faces")
     faces = read_faces(data_files(folder, manifest))
     return Inputs(folder, faces.select(faces.usable), manifest)

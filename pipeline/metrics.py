@@ -1,7 +1,6 @@
 """How well probabilities agree with labels, and with distributions of human votes. Arrays in, plain numbers out."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,6 @@ def score(
     predicted = probabilities.argmax(1)
     every = np.arange(len(classes))
     confusion = confusion_matrix(labels, predicted, labels=every)
-    hits = int(np.trace(confusion))
-    agreement = binomtest(hits, len(labels)).proportion_ci(0.95, method="wilson")
     columns = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=np.nan)
     per_class = {
         name: {
@@ -43,9 +40,7 @@ def score(
         for name, precision, recall, f1, support in zip(classes, *columns, strict=True)
     }
     return {
-        "count": len(labels),
-        "accuracy": hits / len(labels),
-        "accuracy_interval": [float(agreement.low), float(agreement.high)],
+        **share(int(np.trace(confusion)), len(labels)),
         "macro_f1": float(f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)),
         "macro_f1_interval": macro_f1_interval(confusion),
         "calibration_error": calibration_error(probabilities, predicted == labels),
@@ -53,6 +48,36 @@ def score(
         "confusion": confusion.tolist(),
         "distribution": None if targets is None else distances(probabilities, targets),
     }
+
+
+def share(hits: float, count: int) -> dict[str, Any]:
+    """`count`, the `accuracy` hits / count, and its 95 % limits (Wilson), for which hits are rounded to a whole one."""
+    limits = binomtest(round(hits), count).proportion_ci(0.95, method="wilson")
+    return {"count": count, "accuracy": hits / count, "accuracy_interval": [float(limits.low), float(limits.high)]}
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """Whether two models that judged the same faces differ: McNemar's test, exact for any number of faces.
+
+    a, b: (N,) bool, right or wrong about each face. The faces that only one of them is right about are a fair coin's
+    throws if neither is better: `p` is the two-sided binomial test of that, 1 where there are none.
+    """
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    apart = only_a + only_b
+    return {
+        "count": len(a),
+        "both_right": int((a & b).sum()),
+        "only_first_right": only_a,
+        "only_second_right": only_b,
+        "both_wrong": int((~a & ~b).sum()),
+        "difference": (only_a - only_b) / len(a),
+        "p": float(binomtest(only_a, apart).pvalue) if apart else 1.0,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation (of a sample, n - 1) of two or more numbers."""
+    return {"mean": float(np.mean(values)), "deviation": float(np.std(values, ddof=1))}
 
 
 def macro_f1_interval(confusion: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
@@ -108,36 +133,6 @@ def distances(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any] 
         "cross_entropy": float(crossed.mean()),
         "entropy": float(entropy.mean()),
     }
-
-
-def confusion_png(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> None:
-    """Draw (C, C) counts, rows true: each cell with its count and its share of the row, darker for more."""
-    # no pyplot: it keeps global state and picks a window system
-    from matplotlib.figure import Figure
-
-    counts = np.asarray(matrix)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 1.8 + 0.78 * len(classes)
-    figure = Figure(figsize=(side + 0.8, side), dpi=130, layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels = [f"{name}\n{count:,}" for name, count in zip(classes, counts.sum(1), strict=True)]
-    axes.set_xticks(range(len(classes)), classes, rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(classes)), labels)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true (faces)")
-    axes.set_title(title, fontsize=11)
-    for (row, column), count in np.ndenumerate(counts):
-        share = shares[row, column]
-        text = f"{count:,}\n{share:.0%}" if count else "0"
-        shade = "white" if share > 0.55 else "0.15" if count else "0.6"
-        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=shade)
-    axes.set_xticks(np.arange(len(classes) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="0.85", linewidth=0.8)
-    axes.tick_params(which="both", length=0)
-    figure.colorbar(image, shrink=0.8, label="share of the true class", format="{x:.0%}")
-    figure.savefig(path, format="png")
 
 
 def _number(value: float) -> float | None:

@@ -320,9 +320,7 @@ def test_names_that_are_not_utf_8(source, tmp_path):
     shutil.copytree(source, odd)
     align.run(odd, tmp_path / "run", CONFIG)
     assert read_manifest(tmp_path / "run" / "faces", "faces")["made_from"]["source"]["path"] == "../../odd%FF"
-    with pytest.raises(
-        FerError, match=r"odd%FF/run/faces is no UTF-8, the tables' text; give the run folder another name"
-    ):
+    with pytest.raises(FerError, match=r"odd./run/faces is no UTF-8, the tables' text; give another folder"):
         align.run(source, odd / "run", CONFIG)
 
 

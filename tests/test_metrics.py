@@ -5,12 +5,11 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.spatial.distance import cosine, jensenshannon
 from scipy.stats import entropy, norm
 from sklearn.metrics import f1_score
 
-from efficientface.pipeline.metrics import calibration_error, confusion_png, distances, macro_f1_interval, score
+from efficientface.pipeline.metrics import calibration_error, distances, macro_f1_interval, mcnemar, score, share
 
 CLASSES = ("neutral", "happiness", "sadness")
 
@@ -145,10 +144,29 @@ def test_the_result_is_json(answers):
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
-def test_confusion_png_is_a_picture_of_fair_size(tmp_path):
-    path = tmp_path / "confusion.png.part"  # the caller renames it
-    confusion_png(path, [[40, 2, 0], [3, 30, 1], [0, 0, 0]], CLASSES, "teacher on test")
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 400
-        assert len(picture.convert("L").getcolors()) > 20
+def test_mcnemar_against_the_binomial_sum():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        a, b = rng.random((2, 40)) < [[0.8], [0.6]]
+        test = mcnemar(a, b)
+        only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+        apart = only_a + only_b
+        tail = sum(math.comb(apart, k) for k in range(min(only_a, only_b) + 1)) / 2**apart
+        assert test["p"] == pytest.approx(min(1, 2 * tail))
+        counts = [test[key] for key in ("both_right", "only_first_right", "only_second_right", "both_wrong")]
+        assert counts[1:3] == [only_a, only_b]
+        assert sum(counts) == test["count"] == 40
+        assert test["difference"] == pytest.approx(a.mean() - b.mean())
+
+
+def test_mcnemar_of_models_that_never_differ():
+    right = np.array([True, False, True])
+    assert mcnemar(right, right)["p"] == 1
+
+
+def test_share_is_wilsons_interval():
+    p, n, z = 0.9, 200, 1.959964
+    middle, reach = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    limits = [(middle - reach) / (1 + z**2 / n), (middle + reach) / (1 + z**2 / n)]
+    assert share(180, 200)["accuracy_interval"] == pytest.approx(limits, abs=1e-6)
+    assert share(179.7, 200) == {**share(180, 200), "accuracy": 179.7 / 200}
