@@ -108,13 +108,16 @@ PRESET = click.option(
 )
 
 
-def configured(config: type[TrainConfig], preset: str | None, options: dict[str, Any]) -> Any:
-    """The settings that the options make; with a preset only those that were typed count."""
-    if preset is None:
-        return config(**options)
+def configured(
+    config: type[TrainConfig], preset: str | None, options: dict[str, Any], before: dict[str, Any] | None = None
+) -> Any:
+    """The settings that the options make: with a preset, or settings from `before`, those that were typed win."""
     source = click.get_current_context().get_parameter_source
     typed = {name: value for name, value in options.items() if source(name) is click.core.ParameterSource.COMMANDLINE}
-    return with_preset(config, preset, **typed)
+    if preset is not None:
+        return with_preset(config, preset, **typed)
+    known = {name: value for name, value in (before or {}).items() if name in options}
+    return config(**{**options, **known, **typed})
 
 
 def one_network(config: type[TrainConfig]) -> Callable[[Command], Command]:
@@ -255,14 +258,17 @@ def teach(
 ) -> None:
     """Train the label distribution generator on RUN/faces and cache its answer about every face.
 
+    Options that are not given are those of RUN/teacher and of the cache, where these are finished.
+
     \b
     Example:
         fer teach runs/first --epochs 40 --views 10
     """
     from efficientface.pipeline import show
     from efficientface.pipeline import teach as stage
+    from efficientface.pipeline.status import settings_before
 
-    config = configured(TeachConfig, preset, options)
+    config = configured(TeachConfig, preset, options, settings_before(run, options["cache"]))
     _print(stage.run(run, config, checkpoints, more_views or 0), as_json, show.facts)
 
 

@@ -3,6 +3,7 @@
 Weights are safetensors, the rest is JSON: nothing here unpickles.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 
 from efficientface import FerError
 from efficientface.models import build
-from efficientface.pipeline.artifact import MODELS, read_manifest, reference_to, replacing, write_json, write_manifest
+from efficientface.pipeline.artifact import (
+    MODELS,
+    check_files,
+    read_manifest,
+    reference_to,
+    replacing,
+    write_json,
+    write_manifest,
+)
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -57,14 +66,17 @@ def finish_model(
 def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """A finished model in eval mode on the CPU, and its config.
 
-    `kind` is one of MODELS; None takes any. FerError where folder, weights or config do not fit.
+    `kind` is one of MODELS; None takes any. FerError where folder, weights or config do not fit, or a byte is another.
     """
-    read_manifest(folder, kind or _model_kind(folder))
+    manifest = read_manifest(folder, kind or _model_kind(folder))
+    check_files(folder, manifest, digests=True)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         model = build(config["arch"], len(config["classes"]), **config["options"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FerError(f"{folder / CONFIG} does not describe a model ({error}); restore it") from error
+    if config["classes"] != manifest["classes"]:
+        raise FerError(f"{folder / CONFIG} has other classes than the manifest beside it; restore it")
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -134,8 +146,8 @@ def _model_kind(folder: Path) -> str:
 class Checkpoint:
     """What an interrupted training goes on from: one file, switched in one rename an epoch.
 
-    It holds the weights, the optimiser's momentum and the best epoch's weights, and in its header the progress:
-    epochs done, best metrics, the metrics lines so far, and the settings, which must be the same on resuming.
+    It holds the weights, the optimiser's momentum and the best epoch's weights, and in its header a digest of these and
+    the progress: the metrics lines so far, the loss scaler's state, and the settings, which must be the same to go on.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,26 +169,47 @@ class Checkpoint:
                     tensors[f"momentum.{k}.{j}"] = momentum
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with replacing(self.path) as part:
-            save_file(tensors, part, metadata={"progress": json.dumps(progress)})
+            save_file(tensors, part, metadata={"progress": json.dumps(progress), "digest": _digest(tensors)})
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Restore model and optimiser in place; return the best epoch's weights and the progress."""
+    def progress(self) -> dict[str, Any]:
+        """What was done when it was saved, and with which settings."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                progress = json.loads((file.metadata() or {})["progress"])
+                return dict(json.loads((file.metadata() or {})["progress"]))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise self._useless(error) from error
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Restore model and optimiser in place; return the best epoch's weights."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                stated = (file.metadata() or {}).get("digest")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if _digest(tensors) != stated:
+                raise ValueError("it is damaged")
             model.load_state_dict(_under(tensors, "model."))
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-            raise FerError(
-                f"{self.path} cannot be resumed from ({str(error).splitlines()[0]}); remove it to train from the start"
-            ) from error
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise self._useless(error) from error
         for k, group in enumerate(optimizer.param_groups):
             for j, parameter in enumerate(group["params"]):
                 if f"momentum.{k}.{j}" in tensors:
                     momentum = tensors[f"momentum.{k}.{j}"].to(parameter.device)
                     # the memory layout of the weight: a channels_last step stays bit-equal after a resume
                     optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-        return _under(tensors, "best."), progress
+        return _under(tensors, "best.")
+
+    def _useless(self, error: Exception) -> FerError:
+        reason = str(error).splitlines()[0]
+        return FerError(f"{self.path} cannot be resumed from ({reason}); remove it to train from the start")
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """blake2b of all names and values."""
+    digest = hashlib.blake2b(digest_size=32)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + b"\0")
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

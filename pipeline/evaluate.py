@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow.compute as pc
@@ -64,13 +65,14 @@ def run(
         result["comparison"] = compared(compare, right)
     out = run / "evaluation"
     out.mkdir(exist_ok=True)
-    write_json(out / f"{split}.json", result)
+    plain = quote(split, safe=" ")  # a split of the source's own may be called a/b
+    write_json(out / f"{plain}.json", result)
     targets = [out / "confusion-{}.png"] if png else []
     targets += [plots / f"confusion-{{}}{suffix}" for suffix in pictures.SUFFIXES] if plots else []
     for name, model in result["models"].items():
         title = f"{name} on {split}: {100 * model['accuracy']:.1f} % of {model['count']:,} faces"
         for target in targets:
-            path = target.with_name(target.name.format(f"{name}-{split}".replace(os.sep, "-")))
+            path = target.with_name(target.name.format(f"{name.replace(os.sep, '-')}-{plain}"))
             pictures.confusion(path, model["confusion"], result["classes"], title)
     if plots is not None and trainings:
         for suffix in pictures.SUFFIXES:
@@ -143,6 +145,7 @@ def judge(
             scores[part]["all_images"] = share(int(right[part][name].sum()), int(rows.sum()))
         result["models"][name] = {
             **facts,
+            "manifest": digest_of(folder),
             "chosen_on": manifests[name]["facts"].get("chosen_on"),
             "trained_on_other_faces": strange,
             **scores.pop(""),

@@ -262,7 +262,7 @@ def model_tables(result: dict[str, Any]) -> list[Any]:
     facts.add_row("network", text(f"{result['arch']}{options}, {result['parameters']:,} parameters"))
     facts.add_row("input", text(f"{result['size']} x {result['size']} pixels"))
     classes = result["classes"]
-    many = f"{len(classes):,}, first {classes[0]}"
+    many = f"{len(classes):,}{' identities' if result['kind'] == 'identities' else ''}, first {classes[0]}"
     facts.add_row("classes", text(", ".join(classes) if len(classes) <= MOST_NAMES else many))
     if not result["epochs"]:
         facts.add_row("trained", text("elsewhere, and imported"))

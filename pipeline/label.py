@@ -180,6 +180,7 @@ def cache_distributions(
     faces, known = inputs.faces.select(sayable), known[sayable]
     if fold is not None:
         fold = fold[sayable]
+        check_folds(faces, folders, fold)
     elif teachers is None:
         fold = np.full(len(faces), NO_TEACHER, np.int8)
     else:
@@ -284,6 +285,19 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
         shutil.rmtree(out / ADDING)
     meet()
     return summary(read_manifest(out, "distributions"), out)
+
+
+def check_folds(faces: Faces, folders: Sequence[Path], fold: np.ndarray) -> None:
+    """FerError if a teacher would answer as one that had not seen the face: its folds were drawn in another way."""
+    for number, folder in enumerate(folders):
+        pictures = set(pq.read_table(folder / TRAINED_ON, columns=["image_hash"])["image_hash"].to_pylist())
+        mine = faces.image_hash[fold == number]
+        seen = sum(picture in pictures for picture in mine)
+        if seen:
+            raise FerError(
+                f"{folder} was trained on {seen:,} of the {len(mine):,} faces that it is to answer about unseen; "
+                f"remove {folder.parent}/fold-* to train the teachers of these folds"
+            )
 
 
 def check_source(inputs: Inputs, source: str) -> None:

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -131,18 +132,31 @@ def look_at(run: Path, name: str, kind: str, faces: int | None = None) -> Stage:
 
 
 def evaluation(run: Path, stages: list[Stage]) -> Stage:
-    """What `fer evaluate` left; stale if a finished model is younger, which is all that its files tell."""
+    """What `fer evaluate` left; stale if a split was judged without one of the finished models as it is now."""
     folder = run / "evaluation"
     files = sorted(folder.glob("*.json"))
     if not files:
         return Stage("evaluation", "evaluation", folder, "missing", "", {})
-    models = [s for s in stages if s.kind in ("teacher", "student") and s.manifest]
-    judged = max(path.stat().st_mtime for path in files)
-    younger = [s.name for s in models if (s.folder / MANIFEST).stat().st_mtime > judged]
-    detail = f"on {', '.join(path.stem for path in files)}"
-    if younger:
-        detail += f"; older than {', '.join(younger)}"
-    return Stage("evaluation", "evaluation", folder, "stale" if younger else "done", detail, {})
+    models = {
+        stage.name.removeprefix("students/"): digest_of(stage.folder)
+        for stage in stages
+        if stage.manifest and (stage.kind == "student" or stage.name == "teacher")
+    }
+    missed = []
+    for path in files:
+        judged = _judged(path)
+        others = [name for name, digest in models.items() if judged.get(name) != digest]
+        missed += [f"without {', '.join(others)} as now on {unquote(path.stem)}"] if others else []
+    detail = f"on {', '.join(unquote(path.stem) for path in files)}" + "".join(f"; {what}" for what in missed)
+    return Stage("evaluation", "evaluation", folder, "stale" if missed else "done", detail, {})
+
+
+def _judged(path: Path) -> dict[str, Any]:
+    """Digests of the models' manifests by name; none if the file does not say."""
+    try:
+        return {name: model.get("manifest") for name, model in json.loads(path.read_bytes())["models"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def sources_of(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -318,6 +332,23 @@ def started_from(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Settings of a training in `folder` with the path of --init as it is typed."""
     init = settings.get("init")
     return {**settings, "init": os.path.normpath(folder / init)} if init else settings
+
+
+def settings_before(run: Path, cache: str) -> dict[str, Any]:
+    """Settings by which a run's teacher and a cache were made, as they are typed; of what is finished."""
+    folder = run / "teacher"
+    settings = started_from(_settings(folder), folder)
+    made = _settings(run / (f"distributions-{cache}" if cache else "distributions"))
+    return settings | {name: made[name] for name in LABELLING if name in made}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        one_file = {"format": "hdf5"} if ONE_FILE in manifest["files"] else {}
+        return {**manifest["settings"], **one_file}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # unfinished, or what reads it next says what is wrong
 
 
 def folding(run: Path, fold: Stage) -> str:

@@ -82,10 +82,12 @@ def fit(
     best: dict[str, torch.Tensor] = {}
     lines: list[dict[str, Any]] = []
     if checkpoint.path.exists():
-        best, stored = checkpoint.load(model, optimizer)
+        stored = checkpoint.progress()
         if stored["settings"] != settings:
             raise _other_settings(checkpoint.path, stored["settings"], settings)
-        lines = stored["lines"]
+        best, lines = checkpoint.load(model, optimizer), stored["lines"]
+        if scaler.is_enabled():
+            scaler.load_state_dict(stored["scaler"])
         log.info("going on after epoch %d of %d", len(lines), config.epochs)
     elif rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,8 @@ def fit(
         if best_line(lines) is lines[-1]:
             best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         if rank == 0:
-            checkpoint.save(model, optimizer, best, {"settings": settings, "lines": lines})
+            done = {"settings": settings, "lines": lines, "scaler": scaler.state_dict()}
+            checkpoint.save(model, optimizer, best, done)
             write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
             log.info(
                 "epoch %3d/%d  loss %.4f  val accuracy %.2f %%  %.0f faces/s",

@@ -1,12 +1,14 @@
 """Small real artifacts for the tests, made through the program's own writers."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from efficientface.data.faces import face_table, hash_image
-from efficientface.pipeline.artifact import replacing, write_manifest
+from efficientface.pipeline.artifact import MANIFEST, replacing, write_manifest
 
 CLASSES = ("neutral", "happiness", "sadness")
 
@@ -71,3 +73,10 @@ def run(tmp_path):
     """A run folder with aligned faces."""
     write_faces(tmp_path / "run")
     return tmp_path / "run"
+
+
+def sign_again(folder, **told):
+    """Write a model's manifest anew: its files were changed on purpose."""
+    made = json.loads((folder / MANIFEST).read_text())
+    about = {name: made[name] for name in ("classes", "made_from", "settings", "facts")} | told
+    write_manifest(folder, made["kind"], files=list(made["files"]), **about)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import write_faces
+from conftest import sign_again, write_faces
 from safetensors.torch import save_file
 from test_models import official_names, recompute, varied
 
@@ -160,6 +160,7 @@ def test_an_imported_teacher_and_student_work_in_a_run(tmp_path):
     imported(file, tmp_path / "ldg", *RAF_DB, "--classes", names)
     # it was trained at another size and on other pictures than the authors'
     write_json(tmp_path / "ldg" / CONFIG, config)
+    sign_again(tmp_path / "ldg")
     result = fer("teach", run, "--checkpoint", tmp_path / "ldg", "--views", 1, "--cache", "imported", "--json")
     assert result.exit_code == 0, result.output
     again, before = (

@@ -545,7 +545,9 @@ def test_a_run_that_grows(run):
     }
     assert next_of(run) == "fer evaluate RUN"
     (run / "evaluation").mkdir()
-    (run / "evaluation" / "test.json").write_text("{}")
+    folders = {"teacher": run / "teacher", "ldl": run / "students" / "ldl"}
+    judged = {name: {"manifest": (folder / DIGEST).read_text().strip()} for name, folder in folders.items()}
+    (run / "evaluation" / "test.json").write_text(json.dumps({"models": judged}))
     assert states(run)["evaluation"] == "done"
     assert next_of(run) == "fer inspect RUN/distributions --top disagreeing"
     assert teacher.is_dir()
@@ -694,12 +696,22 @@ def test_a_run_stands_for_its_only_cache(run):
 
 
 def test_an_evaluation_older_than_a_student_is_stale(whole):
-    (whole / "evaluation").mkdir()
-    (whole / "evaluation" / "test.json").write_text("{}")
     sources = {"faces": whole / "faces"}
+    folders = {"teacher": whole / "teacher", "ldl": whole / "students" / "ldl"}
+    judged = {name: {"manifest": (folder / DIGEST).read_text().strip()} for name, folder in folders.items()}
+    (whole / "evaluation").mkdir()
+    for split in ("test", "a%2Fb"):
+        (whole / "evaluation" / f"{split}.json").write_text(json.dumps({"models": judged}))
+    write_model(whole / "teacher" / "fold-0", "teacher", sources, {})  # is never judged
+    row = found("status", whole)["stages"][-1]
+    assert (row["state"], row["detail"]) == ("done", "on a/b, test")
+    (whole / "evaluation" / "a%2Fb.json").write_text("{}")
+    row = found("status", whole)["stages"][-1]
+    assert (row["state"], row["detail"]) == ("stale", "on a/b, test; without teacher, ldl as now on a/b")
+    (whole / "evaluation" / "a%2Fb.json").unlink()
     write_model(whole / "students" / "sll", "student", sources, asdict(DistillConfig(loss="sll")))
     row = found("status", whole)["stages"][-1]
-    assert (row["state"], row["detail"]) == ("stale", "on test; older than students/sll")
+    assert (row["state"], row["detail"]) == ("stale", "on test; without sll as now on test")
     assert next_of(whole) == "fer evaluate RUN"
 
 

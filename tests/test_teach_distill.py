@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import CLASSES, write_faces
+from conftest import CLASSES, sign_again, write_faces
 
 from efficientface import FerError
 from efficientface.cli import cli
 from efficientface.data.faces import read_faces
 from efficientface.data.views import draw_views
 from efficientface.pipeline import label as labelling
-from efficientface.pipeline.artifact import DIGEST, MANIFEST, digest_file
+from efficientface.pipeline.artifact import DIGEST, MANIFEST, digest_file, read_manifest
 from efficientface.pipeline.config import TeachConfig
 from efficientface.pipeline.inputs import read_inputs
 
@@ -170,6 +170,8 @@ def test_a_permuted_class_list_is_found_and_its_remedy_named(original, tmp_path)
     described = json.loads(config.read_text())
     described["classes"] = ["happiness", "sadness", "neutral"]
     config.write_text(json.dumps(described))
+    assert refused(fer("teach", run, "--checkpoint", run / "teacher")).startswith(f"{config} has 147 bytes instead of ")
+    sign_again(run / "teacher", classes=described["classes"])
     message = refused(fer("teach", run, "--checkpoint", run / "teacher"))
     assert message.startswith("the teacher is right about ")
     assert message.endswith(
@@ -318,6 +320,28 @@ def test_a_truncated_shard_is_named(run):
     assert refused(fer("distill", run, *DISTILL)) == (
         f"{shard} has {size - 1} bytes instead of {size}; "
         f"restore it, or remove {run}/distributions and run fer teach again"
+    )
+
+
+def test_options_not_given_are_those_of_what_is_finished(run):
+    result = fer("teach", run, "--calibrate", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["calibration"]["split"] == "val"
+    assert fer("teach", run, "--source", "0.5*votes+0.5*ldg", "--cache", "mixed").exit_code == 0
+    assert read_manifest(run / "distributions-mixed", "distributions")["settings"]["min_area"] == 0.5
+    assert refused(fer("teach", run, "--epochs", "9")) == (
+        f"{run}/teacher is finished with other settings (epochs 8, now 9); "
+        "give --checkpoint to use it as it is, or remove it to train anew"
+    )
+
+
+def test_a_damaged_model_is_not_asked(run):
+    weights = run / "teacher" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:5000] + bytes([whole[5000] ^ 64]) + whole[5001:])
+    assert refused(fer("teach", run, "--checkpoint", run / "teacher", "--cache", "again")) == (
+        f"{weights} is damaged, or was changed after it was written; "
+        f"restore it, or remove {run}/teacher and run fer teach again"
     )
 
 

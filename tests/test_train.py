@@ -124,8 +124,10 @@ def test_same_seed_same_student_and_another_seed_another(taught):
     assert not same(weights(students / "one"), weights(students / "three"))
 
 
-def test_an_interrupted_training_ends_as_if_it_had_not_been(taught, monkeypatch):
-    distill.run(taught, replace(DISTILL, name="whole"))
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_interrupted_training_ends_as_if_it_had_not_been(taught, monkeypatch, precision):
+    config = replace(DISTILL, precision=precision)
+    distill.run(taught, replace(config, name="whole"))
     real, calls = train.train_epoch, []
 
     def interrupted(*args):
@@ -136,11 +138,11 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(taught, monkeypatch)
 
     monkeypatch.setattr(train, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        distill.run(taught, replace(DISTILL, name="halves"))
+        distill.run(taught, replace(config, name="halves"))
     folder = taught / "students" / "halves"
     assert (folder / CHECKPOINT).exists()
     assert not (folder / MANIFEST).exists()
-    distill.run(taught, replace(DISTILL, name="halves"))
+    distill.run(taught, replace(config, name="halves"))
     assert len(calls) == 4, "the finished epochs were trained again"
     assert same(weights(folder), weights(taught / "students" / "whole"))
     ours, theirs = [
