@@ -157,7 +157,7 @@ def teach(run: Path, checkpoints: tuple[Path, ...], more_views: int | None, as_j
 @setting(
     DistillConfig,
     "arch",
-    "Network: efficientface, baseline, baseline-local, baseline-modulator, of torchvision, or timm/NAME.",
+    "efficientface, baseline, baseline-local, baseline-modulator, a name of torchvision's, or timm/NAME.",
     metavar="NAME",
 )
 @setting(
