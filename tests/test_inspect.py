@@ -461,7 +461,7 @@ def test_paths_that_are_no_artifacts(run, tmp_path):
         run / "teacher": f"{run}/teacher is unfinished (it has no manifest.json); run fer teach again to complete it",
         run / "distributions": (
             f"{run}/distributions/manifest.json does not say what the folder holds (looked for the kinds "
-            "faces, teacher, distributions, student); restore it, or run fer teach again"
+            "faces, teacher, distributions, student, identities); restore it, or run fer teach again"
         ),
         run / "students": f"{run}/students holds 1 students; give one, such as {run}/students/one",
     }
