@@ -277,7 +277,7 @@ def teach(
 @setting(
     DistillConfig,
     "arch",
-    "Network: efficientface, baseline, baseline-local, baseline-modulator, of torchvision, or timm/NAME.",
+    "efficientface, baseline, baseline-local, baseline-modulator, a name of torchvision's, or timm/NAME.",
     metavar="NAME",
 )
 @setting(
