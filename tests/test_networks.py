@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import write_faces
+from conftest import sign_again, write_faces
 from safetensors.torch import load_file
 from test_evaluate import write_model
 
@@ -174,6 +174,7 @@ def test_a_forged_config_cannot_ask_for_a_download(run, no_network):
     folder = write_model(run, run / "students" / "forged")
     config = json.loads((folder / CONFIG).read_text())
     write_json(folder / CONFIG, {**config, "arch": "resnet18", "options": {"weights": "DEFAULT"}})
+    sign_again(folder)
     with pytest.raises(FerError) as error:
         load_model(folder)
     assert str(error.value) == (
