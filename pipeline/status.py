@@ -293,8 +293,10 @@ def next_command(run: Path, stages: list[Stage]) -> str:
     if not done and (teacher.state == "done" or teacher.state == "missing" and caches[0].manifest):
         return labelling(run, teacher, caches[0])
     if not done or teacher.state == "unfinished":
-        # a finished cache of the former teacher would stop the labelling after a whole training
-        former = caches if teacher.state != "unfinished" else []
+        # a finished cache of the former teacher would stop the labelling after a whole training; named ones are the
+        # user's to make again or to keep
+        default = [cache for cache in caches if cache.name == "distributions"]
+        former = default if teacher.state != "unfinished" else []
         settings = {k: v for stage in former for k, v in stage.settings.items() if k in LABELLING} | teacher.settings
         settings = started_from(settings, teacher.folder)
         return first_remove([teacher, *former], command("teach", run, options=options(TeachConfig, settings)))
