@@ -214,7 +214,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "affectnet-8": dict.fromkeys(("teach", "distill"), _AFFECTNET),
     "ferplus": {
         "teach": {**_FERPLUS, "epochs": 16, "lr": 0.8},
-        "distill": {**_FERPLUS, "epochs": 40, "lr": 1.0},
+        "distill": {**_FERPLUS, "epochs": 30, "lr": 1.0},
     },
 }
 Trained = TypeVar("Trained", bound=TrainConfig)
