@@ -302,7 +302,7 @@ def test_presets_of_the_paper(configured, name):
 def test_the_preset_for_ferplus_is_that_of_the_results(configured):
     teacher, student = (configured(command, "--preset", "ferplus") for command in ("teach", "distill"))
     assert (teacher.teacher_arch, teacher.size, teacher.epochs, teacher.lr) == ("resnet18", 80, 16, 0.8)
-    assert (student.size, student.epochs, student.lr) == (80, 40, 1.0)
+    assert (student.size, student.epochs, student.lr) == (80, 30, 1.0)
     assert {(c.schedule, c.min_area, c.normalisation) for c in (teacher, student)} == {("onecycle", 0.5, "faces")}
 
 
