@@ -127,7 +127,7 @@ def test_same_seed_same_student_and_another_seed_another(taught):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_interrupted_training_ends_as_if_it_had_not_been(taught, monkeypatch, precision):
     config = replace(DISTILL, precision=precision)
-    distill.run(taught, replace(config, name="whole"))
+    distill.run(taught, replace(config, name=f"whole-{precision}"))
     real, calls = train.train_epoch, []
 
     def interrupted(*args):
@@ -138,16 +138,16 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(taught, monkeypatch,
 
     monkeypatch.setattr(train, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        distill.run(taught, replace(config, name="halves"))
-    folder = taught / "students" / "halves"
+        distill.run(taught, replace(config, name=f"halves-{precision}"))
+    folder = taught / "students" / f"halves-{precision}"
     assert (folder / CHECKPOINT).exists()
     assert not (folder / MANIFEST).exists()
-    distill.run(taught, replace(config, name="halves"))
+    distill.run(taught, replace(config, name=f"halves-{precision}"))
     assert len(calls) == 4, "the finished epochs were trained again"
-    assert same(weights(folder), weights(taught / "students" / "whole"))
+    assert same(weights(folder), weights(taught / "students" / f"whole-{precision}"))
     ours, theirs = [
         [json.loads(line) for line in (taught / "students" / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("halves", "whole")
+        for name in (f"halves-{precision}", f"whole-{precision}")
     ]
     for line in ours + theirs:
         del line["seconds"], line["faces_per_second"]
