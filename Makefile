@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/fer demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What takes minutes: whole runs, several processes.
 test-slow: $(STAMP)
