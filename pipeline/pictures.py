@@ -148,7 +148,7 @@ def maps(
                 axes = grid[top + place, column]
                 weights, caption = drawn[k]
                 axes.imshow(overlaid(picture, weights))
-                axes.set_xlabel(shortened(caption, 24), fontsize=7, labelpad=2)
+                axes.set_xlabel(shortened(caption, 22), fontsize=7, labelpad=2)
                 if column == 0:
                     axes.set_ylabel(in_lines(name, 26), fontsize=8)
 

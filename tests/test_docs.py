@@ -119,3 +119,9 @@ def test_the_readme_names_every_module():
     for part in ("cache", "data", "models", "pipeline"):
         for module in (ROOT / part).glob("[!_]*.py"):
             assert f"{part}/{module.name}" in README, f"{part}/{module.name}"
+
+
+def test_nothing_is_left_to_be_filled_in():
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        left = re.findall(r"^[A-Z0-9]+[A-Z0-9-]{4,}$|\b(?:TODO|FIXME|TBD)\b", path.read_text(), re.M)
+        assert not left, f"{path.name}: {left}"

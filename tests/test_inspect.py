@@ -423,9 +423,8 @@ def test_an_artifact_of_other_faces_is_called_stale(whole):
     assert found("inspect", whole / "teacher")["made_from"] == [
         {"name": "faces", "path": str(whole / "faces"), "state": "changed"}
     ]
-    assert (
-        f"faces {whole / 'faces'} changed since: this artifact is stale"
-        in " ".join(fer("inspect", whole / "teacher").stdout.split())
+    assert f"faces {whole / 'faces'} changed since: this artifact is stale" in " ".join(
+        fer("inspect", whole / "teacher").stdout.split()
     )
     shutil.rmtree(whole / "faces")
     assert found("inspect", whole / "teacher")["made_from"][0]["state"] == "not there"
