@@ -41,7 +41,7 @@ def run(model: Path, out: Path, fp16: bool = False) -> dict[str, Any]:
     network, config = load_model(model, kind_of_model(model))
     network = nn.Sequential(network, nn.Softmax(1)).eval()
     images, kind = pictures(model, config)
-    written = converted(network, config, images[:2], model, fp16)
+    written = converted(network, config, images[:1].expand(2, -1, -1, -1), model, fp16)
     with replacing(out) as part:
         part.write_bytes(written)
         difference, agree = compared(part, network, images)
@@ -70,8 +70,9 @@ def pictures(model: Path, config: dict[str, Any]) -> tuple[torch.Tensor, str]:
         rng = np.random.default_rng(0)
         shown, kind = list(rng.integers(0, 256, (CHECKED, size, size, 3), np.uint8)), "random pictures"
     else:
-        # the first shard is enough, and a large run's others would not fit into memory
-        faces = read_faces(data_files(folder, read_manifest(folder, "faces"))[:1])
+        # one shard is enough: all of a large run would not fit into memory
+        shards = (read_faces([path]) for path in data_files(folder, read_manifest(folder, "faces")))
+        faces = next(shard for shard in shards if shard.usable.any())
         usable = np.flatnonzero(faces.usable)
         rows = usable[:: max(1, len(usable) // CHECKED)][:CHECKED]
         shown, kind = [faces.image(row) for row in rows], f"aligned faces of {folder}"
@@ -79,7 +80,7 @@ def pictures(model: Path, config: dict[str, Any]) -> tuple[torch.Tensor, str]:
 
 
 def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor, model: Path, fp16: bool) -> bytes:
-    """The ONNX file's bytes."""
+    """The ONNX file's bytes; `example` has two faces, since torch takes a single one for the only number there is."""
     try:
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
