@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from efficientface.pipeline.align import Aligner, aligner_as, face_id, in_order,
 from efficientface.pipeline.annotate import annotated
 from efficientface.pipeline.artifact import digest_of, is_finished, make_folder, read_manifest, replacing
 from efficientface.pipeline.checkpoint import load_model
+from efficientface.pipeline.config import AlignConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.evaluate import kind_of_model
 from efficientface.pipeline.photographs import Photo
@@ -187,27 +188,27 @@ def run(
     photographs that are missing. `annotate` is a folder for the photographs with boxes and bars.
     """
     began = time.monotonic()
+    workers = AlignConfig(workers=workers).workers or os.cpu_count() or 1
     if out is not None:
         check_table(out)
     root, files = photographs(source)
-    if annotate is not None:
-        if Path(source).is_dir() and annotate.resolve().is_relative_to(root.resolve()):
-            raise FerError(f"--annotate {annotate} lies in {source}, whose photographs are read; give another folder")
-        make_folder(annotate)
+    if annotate is not None and Path(source).is_dir() and annotate.resolve().is_relative_to(root.resolve()):
+        raise FerError(f"--annotate {annotate} lies in {source}, whose photographs are read; give another folder")
     recognizer = Recognizer.load(model, device, keep)
     taken = sorted(set(recognizer.classes) & set(COLUMNS))
     if taken:
         raise FerError(f"{model} has a class called {taken[0]}, as a column of the table is; rename it and train again")
+    if annotate is not None:
+        make_folder(annotate)
     store = PhotoFiles(root)
-    settings = {name: value for name, value in vars(recognizer.aligner.config).items() if name != "workers"}
-    plan = [VERSION, digest_of(model), settings, str(annotate), [(shown(file), store.mark(file)) for file in files]]
+    aligner = replace(recognizer.aligner, stores={"": store})
+    marks = [(shown(file), store.mark(file)) for file in files]
+    plan = [VERSION, digest_of(model), asdict(aligner.config), str(annotate), marks]
     journal = Journal(out, hash_image(json.dumps(plan).encode()))
     done = journal.read()
     if done:
         log.info("going on: %s of %s are done", f"{len(done):,}", plural(len(files), "photograph"))
     missing = [number for number in range(len(files)) if number not in done]
-    workers = workers or os.cpu_count() or 1
-    aligner = Aligner({"": store}, recognizer.aligner.config, recognizer.aligner.detector, recognizer.aligner.target)
     opencv_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # our own threads, one a photograph, keep the cores busy
     try:
@@ -373,14 +374,14 @@ def draw(path: Path, lines: Sequence[dict[str, Any]], target: Path) -> None:
 def tables(result: dict[str, Any]) -> list[Any]:
     """The faces, or how many there are if they were written to a file."""
     counts = ", ".join(f"{count:,} {status}" for status, count in result["statuses"].items())
-    title = f"{plural(result['photographs'], 'photograph')}, {plural(result['faces'], 'face')} ({counts})"
+    title = Text(f"{plural(result['photographs'], 'photograph')}, {plural(result['faces'], 'face')} ({counts})")
     written = [Text(f"written to {printable(result[name])}") for name in ("out", "annotated") if name in result]
     if "rows" not in result:
-        table = Table("expression", "faces", title=Text(title))
+        table = Table("expression", "faces")
         for name, count in result["expressions"].items():
             table.add_row(Text(printable(name)), f"{count:,}")
-        return [table, *written]
-    table = Table("photograph", "face", "box", "expression", "then", "entropy", title=Text(title))
+        return [title, table, *written]
+    table = Table("photograph", "face", "box", "expression", "then", "entropy")
     for row in result["rows"]:
         if row["distribution"] is None:
             cells = ["", "", f"{row['status']}: {row['reason']}", "", ""]
@@ -390,4 +391,4 @@ def tables(result: dict[str, Any]) -> list[Any]:
             box = " ".join(f"{edge:.0f}" for edge in row["box"] or ())
             cells = [str(row["face"]), box, first, ", ".join(others[:2]), f"{row['entropy']:.2f}"]
         table.add_row(Text(shortened(row["photo"], 40)), *(Text(printable(cell)) for cell in cells))
-    return [table, *written]
+    return [title, table, *written]

@@ -9,7 +9,6 @@ import sys
 
 import cv2
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,6 +25,7 @@ from efficientface.data.faces import decode_face
 from efficientface.data.photos import PhotoFiles
 from efficientface.pipeline import recognise
 from efficientface.pipeline.align import aligner_as
+from efficientface.pipeline.artifact import write_manifest
 from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.photographs import Photo
 
@@ -246,8 +246,6 @@ def test_a_model_of_aligned_images_takes_images_as_they_are(tmp_path):
     write_faces(tmp_path / "run")
     manifest = tmp_path / "run" / "faces" / "manifest.json"
     told = json.loads(manifest.read_text())
-    from efficientface.pipeline.artifact import write_manifest
-
     about = {name: told[name] for name in ("classes", "made_from", "facts")}
     write_manifest(
         tmp_path / "run" / "faces",
@@ -304,6 +302,9 @@ def test_what_cannot_be_done_is_said(photos, run, model, tmp_path):
         f"--annotate {photos}/seen lies in {photos}, whose photographs are read; give another folder"
     )
     assert not (photos / "seen").exists()
+    assert refused(fer("predict", photos, *words, "--workers", -1)) == (
+        "--workers -1 is out of range; give a number from 0 to 1024"
+    )
     assert refused(fer("predict", photos, "--model", run)) == (
         f"{run} holds no finished model; give a folder that fer teach, fer distill or fer import wrote"
     )
@@ -313,6 +314,3 @@ def test_what_cannot_be_done_is_said(photos, run, model, tmp_path):
     )
     with pytest.raises(FerError, match="holds no images"):
         recognise.photographs(str(run / "students"))
-    assert pd.DataFrame(json.loads(fer("predict", photos / "torn.jpg", *words, "--json").stdout)["rows"])[
-        "reason"
-    ].tolist() == ["not an image"]
