@@ -543,6 +543,51 @@ def explain(run: Path, names: str | None, as_csv: bool, as_json: bool, **options
     _print(result, as_json, stage.tables, result["faces"] if as_csv else None)
 
 
+@cli.command()
+@click.argument("source")
+@click.option("--model", type=PATH, required=True, metavar="FOLDER", help="A finished student or teacher.")
+@click.option("--out", type=PATH, metavar="FILE", help="Write a table: .jsonl, .csv or .parquet.")
+@click.option("--annotate", type=PATH, metavar="DIR", help="Write the photographs with boxes and bars there.")
+@click.option("--keep", default="all", help="Of several faces.", type=click.Choice(["all", "largest"]))
+@click.option("--device", default="cpu", help="Where to compute.")
+@setting(AlignConfig, "workers", "Threads that detect; 0 is one a core.")
+@output_options
+def predict(source: str, as_csv: bool, as_json: bool, **options: Any) -> None:
+    """Say what a model sees in every face of SOURCE: a photograph, a folder, a list (.txt), or - for paths on stdin.
+
+    Faces are detected and aligned as those that the model learned from. Interrupted, the same command with --out goes
+    on; the table is written whole at the end.
+
+    \b
+    Example:
+        fer predict me.jpg --model runs/first/students/ldl
+        fer predict photos --model runs/first/students/ldl --out faces.csv --annotate seen
+    """
+    from efficientface.pipeline import recognise as stage
+
+    result = stage.run(source, **options)
+    rows = stage.csv_rows(result["rows"]) if "rows" in result else [result]
+    _print(result, as_json, stage.tables, list(rows) if as_csv else None)
+
+
+@cli.command()
+@click.argument("student", type=PATH)
+@click.argument("out", type=PATH, metavar="OUT.onnx")
+@click.option("--fp16", is_flag=True, help="Store weights in half precision; computing stays in single.")
+@JSON
+def export(student: Path, out: Path, fp16: bool, as_json: bool) -> None:
+    """Write a finished model as ONNX, checked against torch before it gets its name (needs the extra `export`).
+
+    \b
+    Example:
+        fer export runs/first/students/ldl student.onnx
+    """
+    from efficientface.pipeline import export as stage
+    from efficientface.pipeline import show
+
+    _print(stage.run(student, out, fp16), as_json, show.facts)
+
+
 @cli.group("cache")
 def cache_group() -> None:
     """Look after cached distributions: convert, verify, compare, find doubtful labels."""

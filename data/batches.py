@@ -75,6 +75,13 @@ def canonical(count: int, crop: int) -> tuple[np.ndarray, np.ndarray]:
     return np.broadcast_to(box, (count, 1, 4)), np.zeros((count, 1), bool)
 
 
+def whole(pictures: Sequence[np.ndarray], size: int) -> Tensor:
+    """View 0 of faces (S, S, 3) uint8 RGB, as view_batches gives it: (N, 3, size, size) uint8."""
+    box = canonical(1, len(pictures[0]))[0][0, 0]
+    pixels = np.stack([render(picture, box, False, size) for picture in pictures])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(B, 3, H, W) uint8 to float32, (x / 255 - mean) / std a channel, in one pass over the batch."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(1, -1, 1, 1)

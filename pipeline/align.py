@@ -321,6 +321,10 @@ class Aligner:
         except Unreadable as error:
             return [{**row, "status": "unreadable", "reason": str(error)}]
         row["source_dhash"] = dhash(image)
+        return self.rows_of(image, row)
+
+    def rows_of(self, image: np.ndarray, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a decoded photograph (H, W, 3) uint8 RGB; `row` has what they share, `face_id` among it."""
         if self.detector is None:
             return [{**row, "n_faces": None, **self._as_given(image)}]
         found = sorted(self.detector.detect(image), key=lambda face: -face.area)
@@ -329,7 +333,7 @@ class Aligner:
         row["n_faces"] = len(found)
         taken = found if self.config.keep == "all" else found[:1]
         return [
-            {**row, "face_id": face_id(photo.name, further), **self._face(image, face, len(found), further)}
+            {**row, "face_id": row["face_id"] + further_face(further), **self._face(image, face, len(found), further)}
             for further, face in enumerate(taken)
         ]
 
@@ -370,6 +374,14 @@ class Aligner:
             "image": {"bytes": encoded, "path": None},
             "image_hash": hash_image(encoded),
         }
+
+
+def aligner_as(settings: dict[str, Any], store: Photos, **given: Any) -> Aligner:
+    """What makes faces as a run with these settings of its manifest has them; `given` win."""
+    names = ("crop", "eye_distance", "min_face", "keep", "aligned", "encode")
+    config = AlignConfig(**{**{name: settings[name] for name in names if name in settings}, **given})
+    detector = None if config.aligned else Detector()
+    return Aligner({"": store}, config, detector, template(config.crop, config.eye_distance))
 
 
 def cut(image: np.ndarray, matrix: np.ndarray, crop: int) -> np.ndarray:
@@ -422,7 +434,12 @@ def face_id(file: str, further: int = 0) -> str:
     and `photo_of` finds the file.
     """
     text = "".join(f"%{ord(c):02X}" if c in "%#" or ord(c) < 32 or ord(c) == 127 else c for c in file)
-    return shown(text) + (f"#{further}" if further else "")
+    return shown(text) + further_face(further)
+
+
+def further_face(further: int) -> str:
+    """What the id of a photograph's k-th further face ends in."""
+    return f"#{further}" if further else ""
 
 
 def shown(file: str) -> str:

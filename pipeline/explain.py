@@ -16,16 +16,12 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from efficientface import FerError
-from efficientface.data.batches import canonical, normalise
-from efficientface.data.detect import Detector
+from efficientface.data.batches import normalise, whole
 from efficientface.data.faces import Faces, decode_face
-from efficientface.data.geometry import template
 from efficientface.data.photos import PhotoFiles
-from efficientface.data.views import render
 from efficientface.pipeline import pictures
-from efficientface.pipeline.align import Aligner, Photo
+from efficientface.pipeline.align import Photo, aligner_as
 from efficientface.pipeline.checkpoint import load_model
-from efficientface.pipeline.config import AlignConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.evaluate import class_order, gather, kind_of_model
 from efficientface.pipeline.inputs import Inputs, read_inputs
@@ -160,12 +156,7 @@ def found_in(inputs: Inputs, images: Sequence[Path]) -> list[Shown]:
     """The faces in photographs, made as the run's were; FerError where one shows none."""
     if not images:
         return []
-    stored = inputs.manifest["settings"]
-    config = AlignConfig(
-        **{name: stored[name] for name in ("crop", "eye_distance", "min_face", "keep", "aligned") if name in stored}
-    )
-    detector = None if config.aligned else Detector()
-    aligner = Aligner({"": PhotoFiles(Path())}, config, detector, template(config.crop, config.eye_distance))
+    aligner = aligner_as(inputs.manifest["settings"], PhotoFiles(Path()))
     nothing = np.full(len(inputs.faces.classes), np.nan)
     shown = []
     for path in images:
@@ -185,9 +176,7 @@ def explained(folder: Path, shown: Sequence[Shown], about: Sequence[int], classe
     """A model's answers and maps; `about` are classes by number, -1 the one that the model finds most probable."""
     model, config = load_model(folder, kind_of_model(folder))
     order = class_order(folder, config["classes"], classes)
-    box = canonical(1, shown[0].picture.shape[0])[0][0, 0]
-    pixels = np.stack([render(one.picture, box, False, config["size"]) for one in shown])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
+    images = whole([one.picture for one in shown], config["size"]).to(device)
     images = normalise(images, config["mean"], config["std"])
     wanted = [-1 if k < 0 else order[k] for k in about]
     model = model.to(device)

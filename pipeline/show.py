@@ -48,6 +48,11 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def harmless(cell: Any) -> Any:
+    """Text for CSV with a ' before what a spreadsheet would take for a formula; numbers as they are."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
 def flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A row for CSV: what is nested gets names such as `a.b`, a list becomes JSON."""
     cells: dict[str, Any] = {}

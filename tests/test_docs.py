@@ -16,7 +16,7 @@ from small_caches import CLASSES, make, write_cache
 from efficientface.cache import hdf5, parquet
 from efficientface.cli import cli
 from efficientface.data import faces
-from efficientface.pipeline import artifact
+from efficientface.pipeline import artifact, export, recognise
 from efficientface.pipeline.caches import convert
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def test_help_does_not_import_torch():
 def test_every_column_is_described():
     for field in faces.schema(["neutral", "fear"]):
         assert re.search(rf"^\| .*`{field.name}`", FILES, re.M), field.name
-    for name in (*parquet.KEYS, *parquet.VIEWS):
+    for name in (*parquet.KEYS, *parquet.VIEWS, *recognise.COLUMNS):
         assert re.search(rf"^\| .*`{name}`", FILES, re.M), name
     for status in faces.STATUSES:
         assert f"`{status}`" in FILES
@@ -106,6 +106,8 @@ def test_the_versions_in_the_docs_are_the_codes():
         "faces": str(faces.VERSION),
         "distributions": str(parquet.VERSION),
         "hdf5": str(hdf5.VERSION),
+        "predictions": str(recognise.VERSION),
+        "onnx": str(export.VERSION),
     }
 
 

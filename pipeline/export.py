@@ -1,0 +1,149 @@
+"""A finished model as ONNX: softmax included, any number of faces at once, checked against torch before it is kept."""
+
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from efficientface import FerError
+from efficientface.data.batches import normalise, whole
+from efficientface.data.faces import read_faces
+from efficientface.pipeline.artifact import data_files, digest_of, read_manifest, replacing
+from efficientface.pipeline.checkpoint import load_model
+from efficientface.pipeline.evaluate import kind_of_model
+from efficientface.pipeline.recognise import faces_learned_from
+
+VERSION = 1
+OPSET = 18
+CHECKED = 64  # faces that both are asked about
+LIMIT, HALF_LIMIT = 1e-4, 1e-2  # largest difference of a probability; with weights in half precision
+
+
+def run(model: Path, out: Path, fp16: bool = False) -> dict[str, Any]:
+    """Write the model in the folder `model` to the file `out`, its weights in half precision with `fp16`.
+
+    Input `faces`: (N, 3, size, size) float32 RGB, (value / 255 - mean) / std. Output `probabilities`: (N, C).
+    The metadata has `size`, `mean`, `std` and `classes` as JSON. FerError, and no file, where torch answers otherwise.
+    """
+    if out.suffix.lower() != ".onnx":
+        raise FerError(f"{out} does not end in .onnx; give a file's name such as student.onnx")
+    if out.exists():
+        raise FerError(f"{out} exists; remove it, or give another name")
+    if not out.parent.is_dir():
+        raise FerError(f"{out.parent} does not exist; make that folder first, or write the model elsewhere")
+    network, config = load_model(model, kind_of_model(model))
+    network = nn.Sequential(network, nn.Softmax(1)).eval()
+    images, kind = pictures(model, config)
+    written = converted(network, config, images[:1].expand(2, -1, -1, -1), model, fp16)
+    with replacing(out) as part:
+        part.write_bytes(written)
+        difference, agree = compared(part, network, images)
+        limit = HALF_LIMIT if fp16 else LIMIT
+        if not difference <= limit:
+            raise FerError(
+                f"{model} answers otherwise as ONNX: a probability differs by {difference:.1e}, more than {limit:g}; "
+                "nothing was written"
+            )
+    return {
+        "file": str(out),
+        "bytes": len(written),
+        "opset": OPSET,
+        "weights": "fp16" if fp16 else "fp32",
+        "compared on": f"{len(images)} {kind}",
+        "largest difference": difference,
+        "same expression": f"{agree} of {len(images)}",
+    }
+
+
+def pictures(model: Path, config: dict[str, Any]) -> tuple[torch.Tensor, str]:
+    """Normalised input (CHECKED at most, 3, size, size) and what it is: faces the model learned from, or noise."""
+    size = config["size"]
+    folder = faces_learned_from(model)
+    if folder is None:
+        rng = np.random.default_rng(0)
+        shown, kind = list(rng.integers(0, 256, (CHECKED, size, size, 3), np.uint8)), "random pictures"
+    else:
+        # one shard is enough: all of a large run would not fit into memory
+        shards = (read_faces([path]) for path in data_files(folder, read_manifest(folder, "faces")))
+        faces = next(shard for shard in shards if shard.usable.any())
+        usable = np.flatnonzero(faces.usable)
+        rows = usable[:: max(1, len(usable) // CHECKED)][:CHECKED]
+        shown, kind = [faces.image(row) for row in rows], f"aligned faces of {folder}"
+    return normalise(whole(shown, size), config["mean"], config["std"]), kind
+
+
+def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor, model: Path, fp16: bool) -> bytes:
+    """The ONNX file's bytes; `example` has two faces, since torch takes a single one for the only number there is."""
+    try:
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ImportError as error:
+        raise FerError("fer export needs onnx and onnxscript; pip install 'efficientface[export]'") from error
+    for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about its own parts
+        try:
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                external_data=False,
+                opset_version=OPSET,
+                input_names=["faces"],
+                output_names=["probabilities"],
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise FerError(f"torch cannot write {config['arch']} as ONNX ({reason}); export another network") from error
+    assert program is not None
+    proto = program.model_proto
+    if fp16:
+        halve(proto.graph)
+    about = {
+        "format": "efficientface onnx",
+        "version": VERSION,
+        "model": digest_of(model),
+        **{name: json.dumps(config[name], ensure_ascii=False) for name in ("arch", "classes", "size", "mean", "std")},
+        "input": "faces aligned by fer align, (N, 3, size, size) float32 RGB, (value / 255 - mean) / std",
+        "output": "probabilities (N, classes)",
+    }
+    for key, value in about.items():
+        proto.metadata_props.add(key=key, value=str(value))
+    return proto.SerializeToString()
+
+
+def halve(graph: Any) -> None:
+    """Store float32 weights of an onnx graph as float16, each behind a cast back, in place."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for weights in graph.initializer:
+        if weights.data_type == TensorProto.FLOAT:
+            name = weights.name
+            weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights).astype(np.float16), f"{name}.half"))
+            casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+@torch.inference_mode()
+def compared(file: Path, network: nn.Module, images: torch.Tensor) -> tuple[float, int]:
+    """The largest difference of a probability between onnxruntime and torch, and how many expressions are the same.
+
+    The first face goes alone: another number of faces than the export saw.
+    """
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    parts: Sequence[torch.Tensor] = images.split([1, len(images) - 1]) if len(images) > 1 else [images]
+    found = np.concatenate([session.run(None, {"faces": part.numpy()})[0] for part in parts])
+    expected = network(images).numpy()
+    return float(abs(found - expected).max()), int((found.argmax(1) == expected.argmax(1)).sum())
