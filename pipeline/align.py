@@ -492,11 +492,7 @@ def report_duplicates(
     shards: list[Path], classes: tuple[str, ...], table: Path
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Photographs with a face in two splits: listed in the file `table`, counted, and told in sentences."""
-    columns = ["face_id", "split", "label", "source_hash", "source_dhash", "image_hash"]
-    rows = pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shards], ignore_index=True)
-    rows["label"] = [None if pd.isna(label) else classes[int(label)] for label in rows["label"]]
-    further = rows["face_id"].str.contains("#", regex=False)
-    found = between_splits(rows[rows["image_hash"].notna() & ~further])
+    found = duplicates(shards, classes)
     if found.empty:
         table.unlink(missing_ok=True)
         return [], []
@@ -513,6 +509,15 @@ def report_duplicates(
             f"{other:,} with another label (first {first['face_id']} and {first['twin']}; all in {table})."
         )
     return counts, notes
+
+
+def duplicates(shards: list[Path], classes: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of duplicates.csv, of photographs that gave a face."""
+    columns = ["face_id", "split", "label", "source_hash", "source_dhash", "image_hash"]
+    rows = pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shards], ignore_index=True)
+    rows["label"] = [None if pd.isna(label) else classes[int(label)] for label in rows["label"]]
+    further = rows["face_id"].str.contains("#", regex=False)
+    return between_splits(rows[rows["image_hash"].notna() & ~further])
 
 
 def versions(config: AlignConfig) -> dict[str, Any]:
