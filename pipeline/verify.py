@@ -381,7 +381,7 @@ def _faces(cache: Cache, keys: Distributions, report: Report) -> int | None:
                     if split != keys.split[row]:
                         wrong.setdefault("faces in another split", []).append(face_id)
                     known = keys.classes[keys.label[row]] if 0 <= keys.label[row] < len(keys.classes) else None
-                    if (None if label is None else names[label]) != known:
+                    if (names[label] if label is not None and 0 <= label < len(names) else label) != known:
                         wrong.setdefault("faces with another label", []).append(face_id)
                 advance(1)
     except FerError as error:
