@@ -23,7 +23,6 @@ import pandas as pd
 import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from efficientface import FerError
 from efficientface.data.detect import WEIGHTS, Detection, Detector
@@ -35,6 +34,7 @@ from efficientface.data.photos import Photos, Unreadable, decode_photo, is_grey
 from efficientface.pipeline.artifact import (
     DIGEST,
     MANIFEST,
+    alone,
     check_files,
     is_finished,
     is_part,
@@ -76,7 +76,7 @@ def run(source: Path | dict[str, Path], run: Path, config: AlignConfig, replace:
     folder = run / "faces"
     make_folder(folder)
     try:
-        with FileLock(run / LOCK, timeout=0):
+        with alone(folder, run / LOCK, "fer align", "choose another run folder"):
             swap(run)
             work = folder
             if replace and is_finished(folder):  # finished faces stay until there are others
@@ -104,8 +104,6 @@ def run(source: Path | dict[str, Path], run: Path, config: AlignConfig, replace:
     except FerError:
         shutil.rmtree(run / ANEW, ignore_errors=True)
         raise
-    except Timeout as error:
-        raise FerError(f"another fer align is writing {folder}; wait for it, or choose another run folder") from error
     return summary(folder, facts, began)
 
 

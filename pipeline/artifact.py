@@ -46,6 +46,25 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def alone(folder: Path, lock: Path, stage: str, otherwise: str) -> Iterator[None]:
+    """Hold the lock file by which only one process at a time writes to `folder`; FerError if another holds it.
+
+    The system frees the lock of a process that is gone, however it went; the file stays and means nothing.
+    """
+    from filelock import FileLock, Timeout  # here, because --help imports this module
+
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise FerError(f"another {stage} is writing {folder}; wait for it, or {otherwise}") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def is_part(path: Path) -> bool:
     """Whether a file is one that `replacing` had not finished."""
     return path.name.startswith(".") and path.name.endswith(".part")
