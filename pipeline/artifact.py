@@ -119,10 +119,10 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 def read_sealed(path: Path) -> dict[str, Any]:
     """What write_sealed was given; FerError if a byte of the file is another now."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
         value = json.loads(text)
         stated = value.pop(SEAL)
-        same = as_json({**value, SEAL: stated}) == text
+        same = as_json({**value, SEAL: stated}).encode() == text
         same = same and hashlib.blake2b(as_json(value).encode(), digest_size=32).hexdigest() == stated
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         same = False

@@ -30,12 +30,13 @@ from efficientface.pipeline.artifact import (
     read_sealed,
 )
 from efficientface.pipeline.caches import asked_teachers
-from efficientface.pipeline.progress import progress
+from efficientface.pipeline.progress import progress, working
 from efficientface.pipeline.status import CHECKPOINT, PLAN, check_is_run, sources_of, subfolders
 from efficientface.pipeline.verify import Report, cache_of, check_bytes, check_cache
 
 TRAINED_ON = "trained_on.parquet"  # as in label.py, which imports torch
 DUPLICATES = "duplicates.csv"  # as in align.py, which imports the detector
+MISSING = "photographs that are not there any more"
 TABLES_INSIDE = ("fer2013", "ferplus", "huggingface")  # layouts whose photographs may lie in tables
 
 
@@ -191,7 +192,12 @@ def _duplicates(folder: Path, manifest: dict[str, Any], complete: bool, report: 
         return
     from efficientface.pipeline.align import duplicates  # here, because the detector takes long to import
 
-    found = duplicates([folder / name for name in sorted(manifest["files"])], tuple(manifest["classes"]))
+    try:
+        with working("looking for photographs in two splits"):
+            found = duplicates([folder / name for name in sorted(manifest["files"])], tuple(manifest["classes"]))
+    except (ValueError, KeyError, TypeError) as error:  # no or no hexadecimal source_dhash
+        report.add("duplicates", [f"faces/ do not tell ({str(error).splitlines()[0]})"], "")
+        return
     expected = "" if found.empty else found.to_csv(index=False)
     there = table.read_bytes() if table.is_file() else b""
     differs = [f"{table.name} is not what faces/ give"] if there != expected.encode() else []
@@ -230,15 +236,13 @@ def _photographs(folder: Path, manifest: dict[str, Any], hashes: dict[str, str],
             report.add("sources", _several(wrong), f"{len(files):,} photographs hashed again below {root}")
 
 
-MISSING = "photographs that are not there any more"
-
-
 def _stored(root: Path, layout: str, settings: dict[str, Any]) -> Photos:
     """Where a source's photographs are: in files, or in tables that have to be read again."""
     if layout not in TABLES_INSIDE:
         return PhotoFiles(root)
     rule, aligned = settings.get("label_rule", "majority"), bool(settings.get("aligned"))
-    return read_source(root, layout, settings.get("classes"), rule, aligned).photos
+    with working("reading the tables of photographs"):
+        return read_source(root, layout, settings.get("classes"), rule, aligned).photos
 
 
 def _differs(photos: Photos, root: Path, file: str, stated: str) -> str:
@@ -268,7 +272,8 @@ def _model(folder: Path, manifest: dict[str, Any], whole: bool, faces: Known | N
 
     findings, lines = [], []
     try:
-        model, config = load_model(folder, manifest["kind"])
+        with working("loading a model"):
+            model, _ = load_model(folder, manifest["kind"])
         broken = sorted(name for name, tensor in model.state_dict().items() if not tensor.isfinite().all())
         if broken:
             findings.append(f"{len(broken)} tensors with NaN or infinity, first {broken[0]}")
