@@ -691,6 +691,27 @@ def status(run: Path, as_csv: bool, as_json: bool) -> None:
     _print(result, as_json, stage.status_tables, result["stages"] if as_csv else None)
 
 
+@cli.command("verify")
+@click.argument("run", type=PATH)
+@output_options
+@click.pass_context
+def verify_run(ctx: click.Context, run: Path, as_csv: bool, as_json: bool) -> None:
+    """Check all of RUN: every byte, each stage against what it was made from, and the photographs if they are there.
+
+    A line a finding; status 1 if not all is right.
+
+    \b
+    Example:
+        fer verify runs/first
+    """
+    from efficientface.pipeline import verify, verify_run
+
+    result = verify_run.verify(run)
+    _print(result, as_json, verify.tables, result["checks"] if as_csv else None)
+    if not result["ok"]:
+        ctx.exit(1)
+
+
 @cli.command("import")
 @click.argument("file", type=PATH)
 @click.argument("out", type=PATH)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from efficientface import FerError
 from efficientface.pipeline import distill
-from efficientface.pipeline.artifact import make_folder, read_manifest, write_json
+from efficientface.pipeline.artifact import make_folder, read_manifest, write_sealed
 from efficientface.pipeline.caches import open_cache
 from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.config import DistillConfig
@@ -109,7 +109,7 @@ def run(
         result = report(run, models, split, config.device) | {"seeds": list(seeds), "started": bool(starts)}
         folder = run / "ablation"
         make_folder(folder)
-        write_json(folder / f"{name}-{split}.json", result)
+        write_sealed(folder / f"{name}-{split}.json", result)
     meet()
     return result
 

@@ -23,7 +23,6 @@ import pandas as pd
 import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from efficientface import FerError
 from efficientface.data.detect import WEIGHTS, Detection, Detector
@@ -35,6 +34,7 @@ from efficientface.data.photos import Photos, Unreadable, decode_photo, is_grey
 from efficientface.pipeline.artifact import (
     DIGEST,
     MANIFEST,
+    alone,
     check_files,
     is_finished,
     is_part,
@@ -76,7 +76,7 @@ def run(source: Path | dict[str, Path], run: Path, config: AlignConfig, replace:
     folder = run / "faces"
     make_folder(folder)
     try:
-        with FileLock(run / LOCK, timeout=0):
+        with alone(folder, run / LOCK, "fer align", "choose another run folder"):
             swap(run)
             work = folder
             if replace and is_finished(folder):  # finished faces stay until there are others
@@ -104,8 +104,6 @@ def run(source: Path | dict[str, Path], run: Path, config: AlignConfig, replace:
     except FerError:
         shutil.rmtree(run / ANEW, ignore_errors=True)
         raise
-    except Timeout as error:
-        raise FerError(f"another fer align is writing {folder}; wait for it, or choose another run folder") from error
     return summary(folder, facts, began)
 
 
@@ -509,11 +507,7 @@ def report_duplicates(
     shards: list[Path], classes: tuple[str, ...], table: Path
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Photographs with a face in two splits: listed in the file `table`, counted, and told in sentences."""
-    columns = ["face_id", "split", "label", "source_hash", "source_dhash", "image_hash"]
-    rows = pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shards], ignore_index=True)
-    rows["label"] = [None if pd.isna(label) else classes[int(label)] for label in rows["label"]]
-    further = rows["face_id"].str.contains("#", regex=False)
-    found = between_splits(rows[rows["image_hash"].notna() & ~further])
+    found = duplicates(shards, classes)
     if found.empty:
         table.unlink(missing_ok=True)
         return [], []
@@ -530,6 +524,15 @@ def report_duplicates(
             f"{other:,} with another label (first {first['face_id']} and {first['twin']}; all in {table})."
         )
     return counts, notes
+
+
+def duplicates(shards: list[Path], classes: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of duplicates.csv, of photographs that gave a face."""
+    columns = ["face_id", "split", "label", "source_hash", "source_dhash", "image_hash"]
+    rows = pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shards], ignore_index=True)
+    rows["label"] = [None if pd.isna(label) else classes[int(label)] for label in rows["label"]]
+    further = rows["face_id"].str.contains("#", regex=False)
+    return between_splits(rows[rows["image_hash"].notna() & ~further])
 
 
 def versions(config: AlignConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from efficientface import FerError
 VERSION = 1
 MANIFEST = "manifest.json"
 DIGEST = "manifest.blake2b"
+SEAL = "blake2b"  # the last key of a JSON file that vouches for itself
 STAGE_OF = {
     "faces": "fer align",
     "teacher": "fer teach",
@@ -43,6 +44,25 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path, lock: Path, stage: str, otherwise: str) -> Iterator[None]:
+    """Hold the lock file by which only one process at a time writes to `folder`; FerError if another holds it.
+
+    The system frees the lock of a process that is gone, however it went; the file stays and means nothing.
+    """
+    from filelock import FileLock, Timeout  # here, because --help imports this module
+
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise FerError(f"another {stage} is writing {folder}; wait for it, or {otherwise}") from error
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def is_part(path: Path) -> bool:
@@ -81,9 +101,34 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def as_json(value: Any) -> str:
+    """What our JSON files hold. NaN is refused: it is no JSON and other readers stumble over it."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all. NaN is refused: it is no JSON and other readers stumble over it."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a JSON file whole or not at all."""
+    write_text(path, as_json(value))
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file that no manifest covers: its last key, `blake2b`, is the digest of the file without that."""
+    write_json(path, {**value, SEAL: hashlib.blake2b(as_json(value).encode(), digest_size=32).hexdigest()})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What write_sealed was given; FerError if a byte of the file is another now."""
+    try:
+        text = path.read_bytes()
+        value = json.loads(text)
+        stated = value.pop(SEAL)
+        same = as_json({**value, SEAL: stated}).encode() == text
+        same = same and hashlib.blake2b(as_json(value).encode(), digest_size=32).hexdigest() == stated
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        same = False
+    if not same:
+        raise FerError(f"{path.name} is not as the digest at its end says, or has none; make it again")
+    return value
 
 
 def digest_file(path: Path) -> str:
@@ -128,7 +173,7 @@ def write_manifest(
     }
     # The digest goes first: the manifest's presence is what says that the artifact is whole. While one manifest takes
     # another's place both digests stand there, a line each.
-    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = as_json(manifest)
     digest = hashlib.blake2b(text.encode(), digest_size=32).hexdigest() + "\n"
     replaced = digest_of(folder) + "\n" if is_finished(folder) else ""
     write_text(folder / DIGEST, digest + replaced)

@@ -82,12 +82,12 @@ def default_cache(run: Path) -> Path:
     return run / there[0]
 
 
-def check_manifest(manifest: dict[str, Any], path: Path) -> None:
-    """FerError if what a file says of itself is not a manifest of distributions."""
-    kinds = {"classes": list, "made_from": dict, "settings": dict, "facts": dict}
-    fits = manifest.get("format") == "efficientface" and manifest.get("kind") == "distributions"
-    if not fits or any(not isinstance(manifest.get(name), kind) for name, kind in kinds.items()):
-        raise FerError(f"{path} has no manifest of distributions inside; restore it, or make it again")
+def check_manifest(manifest: dict[str, Any], path: Path, kind: str = "distributions") -> None:
+    """FerError if what a file says of itself is not a manifest of that kind."""
+    types = {"classes": list, "made_from": dict, "settings": dict, "facts": dict}
+    fits = manifest.get("format") == "efficientface" and manifest.get("kind") == kind
+    if not fits or any(not isinstance(manifest.get(name), known) for name, known in types.items()):
+        raise FerError(f"{path} has no manifest of {kind} inside; restore it, or make it again")
     if not isinstance(manifest.get("version"), int) or manifest["version"] > VERSION:
         raise FerError(
             f"{path} has a manifest of version {manifest.get('version')}, this program reads up to {VERSION}; "

@@ -37,10 +37,12 @@ from efficientface.pipeline.train import (
     Loss,
     fit,
     free_crops,
+    join_ranks,
     label_lessons,
     label_objective,
     leads,
     meet,
+    writing,
 )
 
 log = logging.getLogger(__name__)
@@ -56,8 +58,15 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
         raise FerError(
             f"--modulation {config.modulation} is about the modulator, which {config.arch} has not; leave it out"
         )
+    join_ranks(config.device)
     inputs = read_inputs(run)
     folder = run / "students" / (config.name or config.loss)
+    with writing(folder, run, "fer distill", "give --name to train beside it"):
+        return write_student(inputs, run, folder, config)
+
+
+def write_student(inputs: Inputs, run: Path, folder: Path, config: DistillConfig) -> dict[str, Any]:
+    """Train RUN/students/NAME, or find it trained already."""
     made_from = {"faces": reference_to(inputs.folder, folder), **init_reference(config.init, folder)}
     init, config = config.init, replace(config, init=made_from.get("init", {}).get("path", ""))
     cached, temperature = None, config.temperature

@@ -17,7 +17,15 @@ from efficientface import FerError
 from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces
 from efficientface.pipeline import pictures
-from efficientface.pipeline.artifact import digest_of, is_begun, is_finished, make_folder, read_manifest, write_json
+from efficientface.pipeline.artifact import (
+    digest_file,
+    digest_of,
+    is_begun,
+    is_finished,
+    make_folder,
+    read_manifest,
+    write_sealed,
+)
 from efficientface.pipeline.checkpoint import load_model, read_metrics
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, read_inputs
@@ -66,7 +74,7 @@ def run(
     out = run / "evaluation"
     out.mkdir(exist_ok=True)
     plain = quote(split, safe=" ")  # a split of the source's own may be called a/b
-    write_json(out / f"{plain}.json", result)
+    result["pictures"] = {}
     targets = [out / "confusion-{}.png"] if png else []
     targets += [plots / f"confusion-{{}}{suffix}" for suffix in pictures.SUFFIXES] if plots else []
     for name, model in result["models"].items():
@@ -74,6 +82,9 @@ def run(
         for target in targets:
             path = target.with_name(target.name.format(f"{name.replace(os.sep, '-')}-{plain}"))
             pictures.confusion(path, model["confusion"], result["classes"], title)
+            if path.parent == out:
+                result["pictures"][path.name] = digest_file(path)
+    write_sealed(out / f"{plain}.json", result)
     if plots is not None and trainings:
         for suffix in pictures.SUFFIXES:
             pictures.curves(plots / f"curves{suffix}", trainings)

@@ -13,8 +13,8 @@ from efficientface.pipeline.artifact import check_files, is_finished, read_manif
 from efficientface.pipeline.checkpoint import finish_model, init_reference, start_from
 from efficientface.pipeline.config import PretrainConfig
 from efficientface.pipeline.device import prepare
-from efficientface.pipeline.inputs import check_classes, read_inputs
-from efficientface.pipeline.train import MACHINE, fit, label_lessons, label_objective, leads, meet
+from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
+from efficientface.pipeline.train import MACHINE, fit, join_ranks, label_lessons, label_objective, leads, meet, writing
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,14 @@ def run(run: Path, config: PretrainConfig) -> dict[str, Any]:
             f"{inputs.folder} has labels that are no people's names (layout {layout or 'recognised by itself'}); "
             "run fer align SOURCE RUN --layout identities first"
         )
+    join_ranks(config.device)
     folder = run / "identities" / (config.name or config.arch)
+    with writing(folder, run, "fer pretrain", "give --name to train beside it"):
+        return write_network(inputs, folder, config)
+
+
+def write_network(inputs: Inputs, folder: Path, config: PretrainConfig) -> dict[str, Any]:
+    """Train RUN/identities/NAME, or find it trained already."""
     made_from = {"faces": reference_to(inputs.folder, folder), **init_reference(config.init, folder)}
     init, config = config.init, replace(config, init=made_from.get("init", {}).get("path", ""))
     settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}

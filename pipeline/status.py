@@ -54,6 +54,17 @@ def status(run: Path) -> dict[str, Any]:
 
     An artifact is stale when what it was made from has another manifest now.
     """
+    check_is_run(run)
+    stages = look(run)
+    return {
+        "run": str(run),
+        "stages": [{"stage": s.name, "state": s.state, "detail": s.detail} for s in stages],
+        "next": next_command(run, stages),
+    }
+
+
+def check_is_run(run: Path) -> None:
+    """FerError if it is no folder, or an artifact of a run."""
     if not run.is_dir():
         what = "is a file" if run.exists() else "does not exist"
         raise FerError(f"{printable(run)} {what}; give a run folder, or make one with fer align SOURCE {quoted(run)}")
@@ -63,12 +74,6 @@ def status(run: Path) -> dict[str, Any]:
         home = home.parent if home.name == "students" else home
         what = f"{printable(run)} is an artifact ({printable(kind)})"
         raise FerError(f"{what}; give the run that it lies in, {quoted(home)}")
-    stages = look(run)
-    return {
-        "run": str(run),
-        "stages": [{"stage": s.name, "state": s.state, "detail": s.detail} for s in stages],
-        "next": next_command(run, stages),
-    }
 
 
 def status_tables(result: dict[str, Any]) -> list[Any]:

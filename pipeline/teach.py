@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from efficientface.pipeline.device import prepare
 from efficientface.pipeline.folds import assign_folds
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
 from efficientface.pipeline.label import TRAINED_ON, add_views, cache_distributions, check_source
-from efficientface.pipeline.train import MACHINE, fit, join_ranks, label_lessons, label_objective, leads, meet
+from efficientface.pipeline.train import MACHINE, fit, join_ranks, label_lessons, label_objective, leads, meet, writing
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,14 @@ def run(run: Path, config: TeachConfig, checkpoints: Sequence[Path] = (), more_v
     check_source(inputs, config.source)
     (check_hdf5_names if config.format == "hdf5" else check_class_names)(inputs.faces.classes)
     out = run / (f"distributions-{config.cache}" if config.cache else "distributions")
+    with writing(out, run, "fer teach", "give --cache NAME to write beside it"):
+        return write_cache(inputs, run, out, config, checkpoints, more_views)
+
+
+def write_cache(
+    inputs: Inputs, run: Path, out: Path, config: TeachConfig, checkpoints: Sequence[Path], more_views: int
+) -> dict[str, Any]:
+    """Train the teachers that are missing and let them answer, or find what is wanted done already."""
     if more_views:
         return add_views(inputs, out, more_views, config)
     if checkpoints and (config.folds or "ldg" not in parse_source(config.source)):
@@ -70,7 +79,10 @@ def run(run: Path, config: TeachConfig, checkpoints: Sequence[Path] = (), more_v
                     f"{out} is finished and {teacher} is not, so another teacher made it; "
                     "give --cache NAME to write beside it, or remove it"
                 )
-            train_teacher(inputs, teacher, config, None if fold is None else fold == number)
+            # one that is finished may be asked by many at once
+            done, otherwise = is_finished(teacher), "give --checkpoint with a finished one"
+            with nullcontext() if done else writing(teacher, run, "fer teach", otherwise):
+                train_teacher(inputs, teacher, config, None if fold is None else fold == number)
     return cache_distributions(inputs, teachers, fold, out, config)
 
 

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from efficientface import FerError
 from efficientface.data.batches import canonical, normalise, view_batches
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
-from efficientface.pipeline.artifact import write_text
+from efficientface.pipeline.artifact import alone, write_text
 from efficientface.pipeline.checkpoint import CHECKPOINT, METRICS, Checkpoint
 from efficientface.pipeline.config import TrainConfig
 from efficientface.pipeline.device import prepare
@@ -295,6 +296,12 @@ def rank_and_world() -> tuple[int, int]:
 def leads() -> bool:
     """Whether this process writes what all ranks have made; alone, it does."""
     return rank_and_world()[0] == 0
+
+
+def writing(folder: Path, run: Path, stage: str, otherwise: str) -> AbstractContextManager[None]:
+    """`alone` while an artifact of `run` is made; of torchrun's processes the first one speaks for all."""
+    lock = run / f".{'-'.join(folder.relative_to(run).parts)}.lock"
+    return alone(folder, lock, stage, otherwise) if leads() else nullcontext()
 
 
 def meet() -> None:

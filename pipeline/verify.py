@@ -1,7 +1,11 @@
-"""`fer cache verify`: everything about a cache that can be checked, every finding listed, nothing repaired."""
+"""`fer cache verify`: everything about a cache that can be checked, every finding listed, nothing repaired.
+
+What every artifact has, a manifest and files, is checked here for `fer verify` too (verify_run.py).
+"""
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +16,15 @@ import numpy as np
 from efficientface import FerError
 from efficientface.cache.distributions import SUM_TOLERANCE, Distributions, join
 from efficientface.data.faces import classes_of, hash_image, read_faces, read_table
-from efficientface.pipeline.artifact import DIGEST, MANIFEST, data_files, digest_file, digest_of, read_manifest
+from efficientface.pipeline.artifact import (
+    DIGEST,
+    MANIFEST,
+    data_files,
+    digest_file,
+    digest_of,
+    is_finished,
+    read_manifest,
+)
 from efficientface.pipeline.caches import ONE_FILE, Cache, asked_teachers, cache_in, check_manifest, is_file, open_cache
 from efficientface.pipeline.progress import progress
 from efficientface.pipeline.status import sources_of
@@ -29,11 +41,17 @@ class Report:
 
     def __init__(self) -> None:
         self.checks: list[dict[str, Any]] = []
+        self.about: dict[str, str] = {}  # what else each check says from now on: the artifact, if there are several
+
+    def result(self) -> dict[str, Any]:
+        """The checks, how many `failed`, and `ok`: whether none did."""
+        failed = sum(check["state"] == FAILED for check in self.checks)
+        return {"ok": not failed, "failed": failed, "checks": self.checks}
 
     def add(self, check: str, findings: Sequence[str], fine: str) -> None:
         """A check that was made: `fine` is said if nothing was found."""
         state, detail = (FAILED, findings[0]) if findings else (OK, fine)
-        self.checks.append({"check": check, "state": state, "detail": detail, "findings": list(findings)})
+        self.checks.append({**self.about, "check": check, "state": state, "detail": detail, "findings": list(findings)})
 
     def note(self, check: str, remarks: Sequence[str], fine: str) -> None:
         """A check of the data as they are given: what was found is told, and no fault of the cache."""
@@ -41,7 +59,7 @@ class Report:
         self.checks[-1]["state"] = NOTED if remarks else OK
 
     def skip(self, check: str, why: str) -> None:
-        self.checks.append({"check": check, "state": NOT_CHECKED, "detail": why, "findings": []})
+        self.checks.append({**self.about, "check": check, "state": NOT_CHECKED, "detail": why, "findings": []})
 
 
 def verify(path: Path, teachers: Sequence[Path] = (), sample: int = 100, seed: int = 0) -> dict[str, Any]:
@@ -53,26 +71,33 @@ def verify(path: Path, teachers: Sequence[Path] = (), sample: int = 100, seed: i
         raise FerError(f"--sample {sample} is out of range; give a number from 1")
     report = Report()
     cache = _open(path, report)
+    keys = check_cache(cache, report)
     if cache is None:
-        for check in ("shards", *CONTENT, "faces", "views", "teacher"):
-            report.skip(check, "see above")
+        report.skip("teacher", "see above")
+    elif not teachers:
+        report.skip("teacher", "no --teacher given")
     else:
-        keys = _content(cache, report)
-        crop = None
-        if keys is None:
-            report.skip("faces", "no shard can be read")
-        else:
-            crop = _faces(cache, keys, report)
-        _views(cache, crop, report)
-        if not teachers:
-            report.skip("teacher", "no --teacher given")
-        else:
-            try:
-                _teachers(cache, keys, teachers, sample, seed, report)
-            except FerError as error:
-                report.add("teacher", [str(error)], "")
-    failed = sum(check["state"] == FAILED for check in report.checks)
-    return {"path": str(path), "ok": not failed, "failed": failed, "checks": report.checks}
+        try:
+            _teachers(cache, keys, teachers, sample, seed, report)
+        except FerError as error:
+            report.add("teacher", [str(error)], "")
+    return {"path": str(path), **report.result()}
+
+
+def check_cache(cache: Cache | None, report: Report) -> Distributions | None:
+    """Check what a cache holds, as far as its bytes are whole; the rows that can be read, without their views."""
+    if cache is None:
+        for check in ("shards", *CONTENT, "faces", "views"):
+            report.skip(check, "see above")
+        return None
+    keys = _content(cache, report)
+    crop = None
+    if keys is None:
+        report.skip("faces", "no shard can be read")
+    else:
+        crop = _faces(cache, keys, report)
+    _views(cache, crop, report)
+    return keys
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------
@@ -90,32 +115,42 @@ def _open(path: Path, report: Report) -> Cache | None:
             return None
         report.add("files", [], f"{path.stat().st_size:,} bytes, as the digest in the first of them says")
         return cache
-    if not (path / MANIFEST).is_file():
+    if not is_finished(path):
         read_manifest(path, "distributions")  # which says what is missing
-    text = (path / MANIFEST).read_bytes()
-    stated = (path / DIGEST).read_bytes() if (path / DIGEST).is_file() else b""
-    findings = []
-    # two lines, one of them this manifest's, if adding views was interrupted between its last two writes
-    whole_lines = len(stated) in (65, 130) and stated.endswith(b"\n")
+    return cache_of(path, *check_bytes(path, "distributions", report), report)
+
+
+def check_bytes(folder: Path, kind: str, report: Report) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The manifest of an artifact, None if it is none; and the entries of those files that are as it says."""
+    text = (folder / MANIFEST).read_bytes()
+    stated = (folder / DIGEST).read_bytes() if (folder / DIGEST).is_file() else b""
+    findings, second = [], False
+    # two lines, one of them this manifest's, if a stage that replaces it was interrupted between its last two writes
+    whole_lines = re.fullmatch(rb"([0-9a-f]{64}\n){1,2}", stated)
     if not whole_lines or hashlib.blake2b(text, digest_size=32).hexdigest().encode() not in stated.split(b"\n"):
         findings.append(f"{MANIFEST} does not have the digest that {DIGEST} says")
+    else:
+        second = len(stated) > 65
     manifest = None
     try:
         found = json.loads(text)
-        check_manifest(found if isinstance(found, dict) else {}, path / MANIFEST)
+        check_manifest(found if isinstance(found, dict) else {}, folder / MANIFEST, kind)
         manifest = found
-    except ValueError:
+    except (ValueError, RecursionError):
         findings.append(f"{MANIFEST} is not JSON")
     except FerError as error:
         findings.append(str(error))
     if manifest is not None and not _is_listing(manifest.get("files")):
         findings.append(f"{MANIFEST} has no list of files with sizes and digests")
         manifest = None
-    report.add("manifest", findings, f"as {DIGEST} says")
+    if second and not findings:
+        report.note("manifest", [f"{DIGEST} has a second digest, of a manifest that was being replaced"], "")
+    else:
+        report.add("manifest", findings, f"as {DIGEST} says")
     if manifest is None:
         report.skip("files", "see above")
-        return None
-    return _check_files(path, manifest, report)
+        return None, {}
+    return manifest, _whole_files(folder, manifest, report)
 
 
 def _is_listing(files: Any) -> bool:
@@ -125,31 +160,40 @@ def _is_listing(files: Any) -> bool:
     )
 
 
-def _check_files(path: Path, manifest: dict[str, Any], report: Report) -> Cache | None:
+def _whole_files(folder: Path, manifest: dict[str, Any], report: Report) -> dict[str, Any]:
     findings, whole = [], {}
-    for name, entry in sorted(manifest["files"].items()):
-        file = path / name
-        if not file.is_file():
-            findings.append(f"{name} is missing")
-        elif file.stat().st_size != entry["bytes"]:
-            findings.append(f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
-        elif digest_file(file) != entry["blake2b"]:
-            findings.append(f"{name} does not have the digest that {MANIFEST} says")
-        else:
-            whole[name] = entry
-    others = sorted({file.name for file in path.iterdir()} - {*manifest["files"], MANIFEST, DIGEST})
-    fine = f"{len(whole)} with the right digests" + (f"; not of the cache: {', '.join(others)}" if others else "")
+    with progress("hashing", len(manifest["files"]), "files") as advance:
+        for name, entry in sorted(manifest["files"].items()):
+            file = folder / name
+            if not file.is_file():
+                findings.append(f"{name} is missing")
+            elif file.stat().st_size != entry["bytes"]:
+                findings.append(f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
+            elif digest_file(file) != entry["blake2b"]:
+                findings.append(f"{name} does not have the digest that {MANIFEST} says")
+            else:
+                whole[name] = entry
+            advance(1)
+    there = {file.name for file in folder.iterdir() if not is_finished(file)}  # teacher/ has fold teachers in it
+    others = sorted(there - {*manifest["files"], MANIFEST, DIGEST})
+    what = "cache" if manifest["kind"] == "distributions" else "artifact"
+    fine = f"{len(whole)} with the right digests" + (f"; not of the {what}: {', '.join(others)}" if others else "")
+    report.add("files", findings, fine)
+    return whole
+
+
+def cache_of(path: Path, manifest: dict[str, Any] | None, whole: dict[str, Any], report: Report) -> Cache | None:
+    """The cache in a folder as far as its files are whole; None if none of it is."""
+    if manifest is None:
+        return None
     if ONE_FILE in whole:
         try:
-            cache = cache_in(path, {**manifest, "files": whole})
+            return cache_in(path, {**manifest, "files": whole})
         except FerError as error:
-            findings.append(str(error))
-            cache = None
-    else:
-        tables: dict[str, Path | slice] = {name: path / name for name in whole if name.endswith(".parquet")}
-        cache = Cache(path, path, manifest, tables) if tables else None
-    report.add("files", findings, fine)
-    return cache
+            report.add("hdf5", [str(error)], "")
+            return None
+    tables: dict[str, Path | slice] = {name: path / name for name in whole if name.endswith(".parquet")}
+    return Cache(path, path, manifest, tables) if tables else None
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------
@@ -314,29 +358,32 @@ def _faces(cache: Cache, keys: Distributions, report: Report) -> int | None:
     wrong: dict[str, list[str]] = {}
     try:
         made = read_manifest(folder, "faces")
-        for file in data_files(folder, made):
-            table = read_table(file)
-            names = classes_of(table.schema, file)
-            columns = [table[name].to_pylist() for name in ("face_id", "image_hash", "split", "label")]
-            pictures = [picture for chunk in table["image"].chunks for picture in chunk.field("bytes")]
-            for face_id, stated, split, label, picture in zip(*columns, pictures, strict=True):
-                if not picture.is_valid:
-                    continue
-                row = by_id.get(face_id)
-                if row is None:
-                    wrong.setdefault("faces without a distribution", []).append(face_id)
-                    continue
-                seen[row] = True
-                actual = hash_image(picture.as_buffer())
-                if actual != stated:
-                    wrong.setdefault("pictures in faces/ that are not as their image_hash says", []).append(face_id)
-                if actual != keys.image_hash[row]:
-                    wrong.setdefault("distributions about another picture", []).append(face_id)
-                if split != keys.split[row]:
-                    wrong.setdefault("faces in another split", []).append(face_id)
-                known = keys.classes[keys.label[row]] if 0 <= keys.label[row] < len(keys.classes) else None
-                if (None if label is None else names[label]) != known:
-                    wrong.setdefault("faces with another label", []).append(face_id)
+        files = data_files(folder, made)
+        with progress("hashing faces", len(files), "files") as advance:
+            for file in files:
+                table = read_table(file)
+                names = classes_of(table.schema, file)
+                columns = [table[name].to_pylist() for name in ("face_id", "image_hash", "split", "label")]
+                pictures = [picture for chunk in table["image"].chunks for picture in chunk.field("bytes")]
+                for face_id, stated, split, label, picture in zip(*columns, pictures, strict=True):
+                    if not picture.is_valid:
+                        continue
+                    row = by_id.get(face_id)
+                    if row is None:
+                        wrong.setdefault("faces without a distribution", []).append(face_id)
+                        continue
+                    seen[row] = True
+                    actual = hash_image(picture.as_buffer())
+                    if actual != stated:
+                        wrong.setdefault("pictures in faces/ that are not as their image_hash says", []).append(face_id)
+                    if actual != keys.image_hash[row]:
+                        wrong.setdefault("distributions about another picture", []).append(face_id)
+                    if split != keys.split[row]:
+                        wrong.setdefault("faces in another split", []).append(face_id)
+                    known = keys.classes[keys.label[row]] if 0 <= keys.label[row] < len(keys.classes) else None
+                    if (names[label] if label is not None and 0 <= label < len(names) else label) != known:
+                        wrong.setdefault("faces with another label", []).append(face_id)
+                advance(1)
     except FerError as error:
         findings.append(str(error))
         report.add("faces", findings, "")
@@ -442,10 +489,13 @@ def tables(result: dict[str, Any]) -> list[Any]:
     from efficientface.pipeline.status import printable
 
     colour = {OK: "green", FAILED: "bold red", NOTED: "yellow", NOT_CHECKED: "dim"}
+    width = 2 + max((len(printable(check.get("artifact", ""))) for check in result["checks"]), default=0)
     lines: list[Any] = []
     for check in result["checks"]:
         for k, detail in enumerate(check["findings"] or [check["detail"]]):
             state, name = (check["state"], check["check"]) if k == 0 else ("", "")
             line = Text(f"{state:<12}", style=colour[check["state"]])
+            if "artifact" in check:
+                line.append(f"{printable(check['artifact']):<{width}}", "default")
             lines.append(line.append(f"{name:<15}", "default").append(printable(detail), "default"))
     return lines

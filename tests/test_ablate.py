@@ -14,7 +14,7 @@ from efficientface.cache.distributions import NO_TEACHER, Distributions
 from efficientface.cache.parquet import write_shard
 from efficientface.data.faces import read_faces
 from efficientface.pipeline import ablate, distill
-from efficientface.pipeline.artifact import read_manifest, reference_to, write_manifest
+from efficientface.pipeline.artifact import read_manifest, read_sealed, reference_to, write_manifest
 from efficientface.pipeline.config import DistillConfig
 from efficientface.pipeline.metrics import mcnemar
 
@@ -77,7 +77,7 @@ def test_there_is_a_student_of_every_network_way_and_seed(made):
     # with 7 classes these are the paper's 1.26, 1.27, 1.27 and 1.28 million
     parameters = [1_260_759, 1_271_777, 1_265_077, 1_275_293]
     assert [row["parameters"] + 4 * 1025 for row in rows[:4]] == pytest.approx(parameters, abs=60)
-    assert json.loads((run / "ablation" / "ablate-test.json").read_text()) == result
+    assert read_sealed(run / "ablation" / "ablate-test.json") == result
 
 
 def test_the_figures_are_those_of_fer_evaluate(made):

@@ -17,7 +17,7 @@ from efficientface.cli import cli
 from efficientface.data.faces import face_table
 from efficientface.models import build
 from efficientface.pipeline import evaluate
-from efficientface.pipeline.artifact import MANIFEST, reference_to, write_manifest
+from efficientface.pipeline.artifact import MANIFEST, read_sealed, reference_to, write_manifest
 from efficientface.pipeline.checkpoint import METRICS, finish_model
 from efficientface.pipeline.metrics import share
 
@@ -86,7 +86,7 @@ def test_judges_teacher_and_students_and_leaves_files(models):
         assert model["distribution"]["count"] == 12
     assert result["models"]["ldl"]["parameters"] == 1_275_293 - 4 * 1025
     out = models / "evaluation"
-    assert json.loads((out / "test.json").read_text()) == result
+    assert read_sealed(out / "test.json") == result
     assert sorted(path.name for path in out.iterdir()) == [
         "confusion-ldl-test.png",
         "confusion-teacher-test.png",

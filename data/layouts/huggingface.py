@@ -32,6 +32,8 @@ class ParquetPhotos:
         return self.places[file][0].stat().st_size
 
     def read(self, file: str) -> bytes:
+        if file not in self.places:
+            raise Unreadable("does not exist")
         table, column, group, row = self.places[file]
         with self._lock:
             if (table, group) not in self._kept:

@@ -1,0 +1,381 @@
+"""`fer verify`: a run from its photographs to its evaluation, every finding listed, nothing repaired.
+
+Bytes and caches are checked by verify.py; here is what ties one stage to the next.
+"""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from efficientface import FerError
+from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions
+from efficientface.data.faces import STATUSES, classes_of, hash_image, read_table, schema
+from efficientface.data.layouts.files import is_inside
+from efficientface.data.photos import PhotoFiles, Photos, Unreadable
+from efficientface.data.sources import read_source
+from efficientface.pipeline.artifact import (
+    MANIFEST,
+    MODELS,
+    digest_file,
+    digest_of,
+    is_begun,
+    is_finished,
+    is_part,
+    read_sealed,
+)
+from efficientface.pipeline.caches import asked_teachers
+from efficientface.pipeline.progress import progress, working
+from efficientface.pipeline.status import CHECKPOINT, PLAN, check_is_run, sources_of, subfolders
+from efficientface.pipeline.verify import Report, cache_of, check_bytes, check_cache
+
+TRAINED_ON = "trained_on.parquet"  # as in label.py, which imports torch
+DUPLICATES = "duplicates.csv"  # as in align.py, which imports the detector
+MISSING = "photographs that are not there any more"
+TABLES_INSIDE = ("fer2013", "ferplus", "huggingface")  # layouts whose photographs may lie in tables
+
+
+@dataclass
+class Known:
+    """What faces/ says: of each usable face its picture's hash and its split, of each photograph its own hash."""
+
+    classes: list[str]
+    pictures: dict[str, tuple[str, str]] = field(default_factory=dict)
+    photographs: dict[str, str] = field(default_factory=dict)
+
+
+def verify(run: Path) -> dict[str, Any]:
+    """Check every artifact of a run, what it was made from, and the photographs if they are there.
+
+    Returns the checks, each with its `artifact`, and `ok`: whether none failed.
+    """
+    check_is_run(run)
+    artifacts = artifacts_in(run)
+    if not artifacts:
+        raise FerError(f"{run} holds nothing that fer align, fer teach or fer distill wrote; give a run folder")
+    report = Report()
+    faces = None
+    for name, kind in artifacts:
+        folder = run / name
+        report.about = {"artifact": name}
+        if not is_finished(folder):
+            _unfinished(folder, kind, report)
+            continue
+        manifest, whole = check_bytes(folder, kind, report)
+        if manifest is None:
+            continue
+        stale = _made_from(folder, manifest, report)
+        if kind == "faces":
+            faces = _faces(folder, manifest, list(whole), report)
+        elif kind == "distributions":
+            keys = check_cache(cache_of(folder, manifest, whole, report), report)
+            if keys is not None:
+                _folds(folder, manifest, keys, report)
+        else:
+            _model(folder, manifest, len(whole) == len(manifest["files"]), None if stale else faces, report)
+    _evaluation(run, report)
+    return {"path": str(run), **report.result()}
+
+
+def artifacts_in(run: Path) -> list[tuple[str, str]]:
+    """Folder and kind of every artifact in a run, finished or not, in the order of the stages."""
+    folders = subfolders(run)
+    found = [("faces", "faces")] if "faces" in folders else []
+    found += [("teacher", "teacher")] if is_begun(run / "teacher") else []
+    found += [(f"teacher/{name}", "teacher") for name in subfolders(run / "teacher") if name.startswith("fold-")]
+    found += [(name, "distributions") for name in folders if name.partition("-")[0] == "distributions"]
+    found += [(f"students/{name}", "student") for name in subfolders(run / "students")]
+    return found + [(f"identities/{name}", "identities") for name in subfolders(run / "identities")]
+
+
+def _unfinished(folder: Path, kind: str, report: Report) -> None:
+    """What is under way has a plan or a checkpoint; files without either have lost their manifest."""
+    files = [file.name for file in folder.iterdir() if not is_part(file)]
+    if not files or (CHECKPOINT if kind in MODELS else PLAN) in files:
+        report.note("manifest", ["unfinished: the same command goes on with it"], "")
+    else:
+        report.add("manifest", [f"{MANIFEST} is missing beside {len(files)} files, first {min(files)}"], "")
+
+
+def _made_from(folder: Path, manifest: dict[str, Any], report: Report) -> bool:
+    """Compare what the artifact was made from with what is there now; whether something is another."""
+    sources = [source for source in sources_of(folder, manifest) if source["state"] != "not checked"]
+    changed = [f"made from other {s['name']} than {s['path']} holds now" for s in sources if s["state"] == "changed"]
+    away = [f"{s['name']} ({s['path']})" for s in sources if s["state"] == "not there"]
+    same = [s["name"] for s in sources if s["state"] == "unchanged"]
+    if changed or same:
+        fine = f"{', '.join(same)} as now" + (f"; not there: {', '.join(away)}" if away else "")
+        report.add("made from", changed, fine)
+    elif away:
+        report.skip("made from", f"not there: {', '.join(away)}")
+    return bool(changed)
+
+
+def _several(wrong: dict[str, list[str]]) -> list[str]:
+    """A finding for each kind of offenders: how many, and the first."""
+    return [f"{len(names)} {what}, first {names[0]}" for what, names in wrong.items()]
+
+
+# --- faces and photographs -------------------------------------------------------------------------------------
+
+
+def _faces(folder: Path, manifest: dict[str, Any], whole: list[str], report: Report) -> Known | None:
+    """Every stored picture against its hash, and the rows against the manifest; then the photographs."""
+    known, wrong, seen = Known(manifest["classes"]), dict[str, list[str]](), Counter[str]()
+    findings = []
+    usable, counted = 0, Counter[str]()
+    tables = [name for name in whole if name.endswith(".parquet")]
+    with progress("hashing faces", len(tables), "files") as advance:
+        for name in tables:
+            try:
+                table = read_table(folder / name)
+                if list(classes_of(table.schema, folder / name)) != known.classes:
+                    findings.append(f"{name} has other classes, or in another order, than {MANIFEST}")
+                table = table.select(["face_id", "image", "image_hash", "split", "label", "source_hash", "status"])
+                table = table.cast(pa.schema([schema(known.classes).field(column) for column in table.column_names]))
+            except FerError as error:
+                findings.append(str(error))
+                continue
+            except (KeyError, pa.ArrowException) as error:
+                findings.append(f"{name} does not have the columns of docs/files.md ({str(error).splitlines()[0]})")
+                continue
+            pictures = [picture for chunk in table["image"].chunks for picture in chunk.field("bytes")]
+            columns = [table[column].to_pylist() for column in ("face_id", "image_hash", "split", "label", "status")]
+            photo_hashes = table["source_hash"].to_pylist()
+            for face_id, stated, split, label, status, picture, photo_hash in zip(
+                *columns, pictures, photo_hashes, strict=True
+            ):
+                face_id = str(face_id)
+                seen[face_id] += 1
+                usable += picture.is_valid
+                counted[split] += picture.is_valid
+                if (hash_image(picture.as_buffer()) if picture.is_valid else None) != stated:
+                    wrong.setdefault("pictures that are not as their image_hash says", []).append(face_id)
+                if label is not None and not 0 <= label < len(known.classes):
+                    wrong.setdefault("labels of no class", []).append(face_id)
+                if status not in STATUSES:
+                    wrong.setdefault("rows of no known status", []).append(face_id)
+                if stated is not None:
+                    known.pictures[face_id] = stated, split
+                if photo_hash is not None:
+                    known.photographs[face_id.partition("#")[0]] = photo_hash
+            advance(1)
+    twice = [face_id for face_id, count in seen.items() if count > 1]
+    wrong |= {"face ids more than once": twice} if twice else {}
+    findings += _several(wrong)
+    complete = len(whole) == len(manifest["files"]) and not findings
+    splits = {split: count for split, count in counted.items() if split is not None and count}
+    for what, found in (("faces", usable), ("splits", splits)):
+        stated = manifest["facts"].get(what, found)
+        if complete and stated != found:
+            findings.append(f"{found} {what} instead of {stated}")
+    report.add(
+        "faces", findings, f"{usable:,} pictures of {len(seen):,} rows hashed again, ids once, labels of classes"
+    )
+    _duplicates(folder, manifest, complete, report)
+    _photographs(folder, manifest, known.photographs, report)
+    return known if complete and not findings else None
+
+
+def _duplicates(folder: Path, manifest: dict[str, Any], complete: bool, report: Report) -> None:
+    """The table beside faces/ against the one that they give."""
+    table, told = folder.parent / DUPLICATES, manifest["facts"].get("duplicates")
+    if told is None:  # older runs do not say whether there is one
+        return
+    if not complete:
+        report.skip("duplicates", "see above")
+        return
+    from efficientface.pipeline.align import duplicates  # here, because the detector takes long to import
+
+    try:
+        with working("looking for photographs in two splits"):
+            found = duplicates([folder / name for name in sorted(manifest["files"])], tuple(manifest["classes"]))
+    except (ValueError, KeyError, TypeError) as error:  # no or no hexadecimal source_dhash
+        report.add("duplicates", [f"faces/ do not tell ({str(error).splitlines()[0]})"], "")
+        return
+    expected = "" if found.empty else found.to_csv(index=False)
+    there = table.read_bytes() if table.is_file() else b""
+    differs = [f"{table.name} is not what faces/ give"] if there != expected.encode() else []
+    report.add("duplicates", differs, f"{len(found):,} photographs in two splits, as {table.name} says")
+
+
+def _photographs(folder: Path, manifest: dict[str, Any], hashes: dict[str, str], report: Report) -> None:
+    """Every photograph that faces were cut from, hashed again: by the encoded path that begins its faces' ids."""
+    from efficientface.pipeline.align import photo_of
+
+    sources = {name: told for name, told in manifest["made_from"].items() if isinstance(told, dict) and "path" in told}
+    if not sources:
+        report.skip("sources", "sources not checked: faces/ names none")
+    for name, told in sources.items():
+        root = Path(os.path.normpath(folder / str(told["path"])))
+        prefix = f"{name}/" if len(sources) > 1 or name != "source" else ""
+        files = {photo_of(key).removeprefix(prefix): key for key in hashes if key.startswith(prefix)}
+        if not root.is_dir():
+            report.skip("sources", f"sources not checked: {root} is not there")
+            continue
+        try:
+            photos = _stored(root, str(told.get("layout")), manifest["settings"])
+        except FerError as error:
+            report.add("sources", [str(error)], "")
+            continue
+        wrong: dict[str, list[str]] = {}
+        with progress("hashing photographs", len(files), "photographs") as advance:
+            for file, key in files.items():
+                what = _differs(photos, root, file, hashes[key])
+                if what:
+                    wrong.setdefault(what, []).append(key)
+                advance(1)
+        if files and len(wrong.get(MISSING, [])) == len(files):
+            report.skip("sources", f"sources not checked: {root} holds none of the photographs")
+        else:
+            report.add("sources", _several(wrong), f"{len(files):,} photographs hashed again below {root}")
+
+
+def _stored(root: Path, layout: str, settings: dict[str, Any]) -> Photos:
+    """Where a source's photographs are: in files, or in tables that have to be read again."""
+    if layout not in TABLES_INSIDE:
+        return PhotoFiles(root)
+    rule, aligned = settings.get("label_rule", "majority"), bool(settings.get("aligned"))
+    with working("reading the tables of photographs"):
+        return read_source(root, layout, settings.get("classes"), rule, aligned).photos
+
+
+def _differs(photos: Photos, root: Path, file: str, stated: str) -> str:
+    """What is wrong with a photograph, nothing if it has its hash; none outside of the source's folder is opened."""
+    try:
+        if isinstance(photos, PhotoFiles):
+            if not is_inside(os.path.realpath(root), root / file):
+                return "photographs that lead out of their source"
+            if not (root / file).is_file():
+                return MISSING
+        return "" if hash_image(photos.read(file)) == stated else "photographs that were changed since"
+    except Unreadable as error:
+        return MISSING if str(error) == "does not exist" else "photographs that cannot be read any more"
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        return "photographs that cannot be read any more"
+
+
+# --- models, and who answered whom -----------------------------------------------------------------------------
+
+
+def _model(folder: Path, manifest: dict[str, Any], whole: bool, faces: Known | None, report: Report) -> None:
+    """Weights that fit their description, classes in the order of the faces, the best epoch among the metrics."""
+    if not whole:
+        report.skip("model", "see above")
+        return
+    from efficientface.pipeline.checkpoint import load_model, read_metrics  # here, because torch takes seconds
+
+    findings, lines = [], []
+    try:
+        with working("loading a model"):
+            model, _ = load_model(folder, manifest["kind"])
+        broken = sorted(name for name, tensor in model.state_dict().items() if not tensor.isfinite().all())
+        if broken:
+            findings.append(f"{len(broken)} tensors with NaN or infinity, first {broken[0]}")
+        lines = read_metrics(folder)
+    except FerError as error:
+        findings.append(str(error))
+    if faces is not None and "faces" in manifest["made_from"] and manifest["classes"] != faces.classes:
+        classes = ", ".join(map(str, manifest["classes"]))
+        findings.append(f"the classes {classes}, faces/ has {', '.join(map(str, faces.classes))}")
+    best = manifest["facts"].get("best")
+    if best is not None and not findings:
+        same = [line for line in lines if isinstance(best, dict) and best.items() <= line.items()]
+        if len(same) != 1:
+            findings.append("the best epoch that the manifest tells of is not among the metrics")
+    report.add("model", findings, "weights as described, classes in order" + (", metrics" if lines else ""))
+    if faces is not None and TRAINED_ON in manifest["files"]:
+        report.add("trained on", *_trained_on(folder, faces))
+
+
+def _trained_on(folder: Path, faces: Known) -> tuple[list[str], str]:
+    pictures = trained_pictures(folder)
+    if pictures is None:
+        return [f"{TRAINED_ON} does not name faces and their pictures"], ""
+    others = [key for key, picture in pictures if faces.pictures.get(key) != (picture, "train")]
+    strange = _several({"faces that are not among the training faces of faces/": others}) if others else []
+    return strange, f"{len(pictures):,} faces, all of split train"
+
+
+def trained_pictures(folder: Path) -> list[tuple[str, str]] | None:
+    """Ids and image hashes that a teacher says it was trained on; None if it does not."""
+    try:
+        table = pq.read_table(folder / TRAINED_ON, columns=["face_id", "image_hash"])
+        return list(zip(table["face_id"].to_pylist(), table["image_hash"].to_pylist(), strict=True))
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return None
+
+
+def _folds(folder: Path, manifest: dict[str, Any], keys: Distributions, report: Report) -> None:
+    """Whether each face's `fold` is true: who answered about it had been trained on its picture, or had not."""
+    references = asked_teachers(manifest)
+    there = [folder / reference["path"] for reference in references]
+    if any(not is_finished(t) or digest_of(t) != r["manifest"] for t, r in zip(there, references, strict=True)):
+        report.skip("folds", "a teacher that was asked is not there as it was")
+        return
+    told = [trained_pictures(teacher) for teacher in there]
+    if None in told:
+        report.skip("folds", "a teacher does not say what it was trained on")
+        return
+    by_teacher = [{picture for _, picture in pictures or []} for pictures in told]
+    seen_by_any = set[str]().union(*by_teacher)
+    wrong = []
+    for face_id, fold, picture in zip(keys.face_id, keys.fold.tolist(), keys.image_hash, strict=True):
+        seen = picture in (by_teacher[fold] if 0 <= fold < len(there) else seen_by_any)
+        true = UNSEEN <= fold < len(there) and seen == (fold == SEEN) if there else fold == NO_TEACHER
+        if not true:
+            wrong.append(face_id)
+    findings = _several({"faces whose fold is not what their teachers were trained on": wrong}) if wrong else []
+    report.add("folds", findings, f"as {len(there)} teachers were trained")
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------
+
+
+def _evaluation(run: Path, report: Report) -> None:
+    """The results' own digests, and whether they are about the models that are there now."""
+    named: set[str] = set()
+    for folder in (run / "evaluation", run / "ablation"):
+        for path in sorted(folder.glob("*.json")):
+            report.about = {"artifact": f"{folder.name}/{path.name}"}
+            try:
+                result = read_sealed(path)
+            except FerError as error:
+                report.add("digest", [str(error)], "")
+                continue
+            report.add("digest", [], "as the file says")
+            if folder.name == "evaluation":
+                try:
+                    findings, fine = _judged(run, path, result)
+                    named |= set(result["pictures"])
+                except (KeyError, TypeError, ValueError, AttributeError):
+                    findings, fine = ["it does not hold what fer evaluate writes"], ""
+                report.add("models", findings, fine)
+    left = {path.name for path in (run / "evaluation").glob("*.png")} - named
+    if left:
+        report.about = {"artifact": "evaluation"}
+        report.note("pictures", [f"{len(left)} of no result that is there, first {min(left)}"], "")
+
+
+def _judged(run: Path, path: Path, result: dict[str, Any]) -> tuple[list[str], str]:
+    findings, same, others = [], [], []
+    if unquote(path.stem) != result["split"]:
+        findings.append(f"it is about the split {result['split']}")
+    for name, model in result["models"].items():
+        folder = run / "teacher" if name == "teacher" else run / "students" / name
+        if "/" in name or not is_finished(folder):
+            others.append(name)
+        elif digest_of(folder) != model["manifest"]:
+            findings.append(f"{name} was judged when it was another model than now; run fer evaluate again")
+        else:
+            same.append(name)
+    for name, digest in result["pictures"].items():
+        picture = path.with_name(name)
+        if not picture.is_file() or digest_file(picture) != digest:
+            findings.append(f"{name} is not the picture that was drawn")
+    return findings, f"{', '.join(same)} as now" + (f"; not of this run: {', '.join(others)}" if others else "")
