@@ -204,6 +204,7 @@ def test_a_flipped_byte_of_any_file_is_found(run):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_flipped_bytes_at_many_places_are_found(run, capsys):
     flips = flip_everywhere(run.parent, 12)
     with capsys.disabled():
