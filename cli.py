@@ -112,12 +112,18 @@ def configured(
     config: type[TrainConfig], preset: str | None, options: dict[str, Any], before: dict[str, Any] | None = None
 ) -> Any:
     """The settings that the options make: with a preset, or settings from `before`, those that were typed win."""
-    source = click.get_current_context().get_parameter_source
-    typed = {name: value for name, value in options.items() if source(name) is click.core.ParameterSource.COMMANDLINE}
+    typed = {name: value for name, value in options.items() if name in _typed()}
     if preset is not None:
         return with_preset(config, preset, **typed)
     known = {name: value for name, value in (before or {}).items() if name in options}
     return config(**{**options, **known, **typed})
+
+
+def _typed() -> list[str]:
+    """Names of the parameters that stand on the command line."""
+    context = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    return [name for name in context.params if context.get_parameter_source(name) is given]
 
 
 def one_network(config: type[TrainConfig]) -> Callable[[Command], Command]:
@@ -130,6 +136,8 @@ def one_network(config: type[TrainConfig]) -> Callable[[Command], Command]:
 
     return decorate
 
+
+ADDING = ("cache", "device", "workers")  # options that --add-views heeds
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
@@ -268,6 +276,11 @@ def teach(
     from efficientface.pipeline import teach as stage
     from efficientface.pipeline.status import settings_before
 
+    if more_views and (others := [n for n in _typed() if n not in ("run", "more_views", "as_json", *ADDING)]):
+        named = ", ".join(
+            f"--{name.rstrip('s') if name == 'checkpoints' else name}".replace("_", "-") for name in others
+        )
+        raise FerError(f"--add-views adds to a finished cache by the settings that it has; leave out {named}")
     config = configured(TeachConfig, preset, options, settings_before(run, options["cache"]))
     _print(stage.run(run, config, checkpoints, more_views or 0), as_json, show.facts)
 

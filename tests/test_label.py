@@ -384,6 +384,12 @@ def test_added_views_are_those_that_more_views_would_have_had_from_the_start(run
     np.testing.assert_array_equal(more.view_distribution[:, :3], before.view_distribution)
     np.testing.assert_allclose(more.view_distribution, five.view_distribution, atol=1e-6)
     assert len(list((run / "distributions").glob("part-*.parquet"))) == 3
+    refused = CliRunner().invoke(
+        cli, ["teach", str(run), "--add-views", "2", "--seed", "3", "--checkpoint", "elsewhere"]
+    )
+    assert refused.exit_code == 1
+    assert "--add-views adds to a finished cache by the settings that it has; leave out " in refused.stderr
+    assert {"--seed", "--checkpoint"} <= set(refused.stderr.replace(",", " ").split())
 
 
 @pytest.mark.parametrize("step", ["write_shard", "read_shards", "write_manifest", "clear"])
