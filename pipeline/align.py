@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -225,25 +226,29 @@ def write_shards(folder: Path, inputs: Inputs, plan: str, config: AlignConfig) -
     aligner = Aligner(stores, config, detector, template(config.crop, config.eye_distance))
     photos = inputs.photos
     shards = []
-    opencv_threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # our own threads, one a photograph, keep the cores busy
-    try:
-        with (
-            ThreadPoolExecutor(workers) as pool,
-            progress("aligning", len(photos), unit="images") as advance,
-        ):
-            for number, start in enumerate(range(0, len(photos), config.shard_faces)):
-                portion = photos[start : start + config.shard_faces]
-                path = folder / f"part-{number:05d}.parquet"
-                shards.append(path)
-                if is_done(path, plan):
-                    advance(len(portion))
-                    continue
-                done = in_order(pool, aligner, portion, window=8 * workers)
-                write_shard(path, done, inputs.classes, plan, advance)
-    finally:
-        cv2.setNumThreads(opencv_threads)
+    with threads(workers) as pool, progress("aligning", len(photos), unit="images") as advance:
+        for number, start in enumerate(range(0, len(photos), config.shard_faces)):
+            portion = photos[start : start + config.shard_faces]
+            path = folder / f"part-{number:05d}.parquet"
+            shards.append(path)
+            if is_done(path, plan):
+                advance(len(portion))
+                continue
+            done = in_order(pool, aligner, portion, window=8 * workers)
+            write_shard(path, done, inputs.classes, plan, advance)
     return shards
+
+
+@contextmanager
+def threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads that align, one a photograph; OpenCV's own would only get into their way."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            yield pool
+    finally:
+        cv2.setNumThreads(before)
 
 
 def in_order(

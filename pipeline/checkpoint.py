@@ -5,6 +5,7 @@ Weights are safetensors, the rest is JSON: nothing here unpickles.
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from efficientface import FerError
-from efficientface.models import build
+from efficientface.models import MODULATED, build, check_size
 from efficientface.pipeline.artifact import (
     MODELS,
     check_files,
+    is_finished,
     read_manifest,
     reference_to,
+    refuse_other,
     replacing,
     write_json,
     write_manifest,
 )
+from efficientface.pipeline.config import DistillConfig
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 METRICS_KEYS = ("epoch", "loss", "val_accuracy", "val_cross_entropy")  # of its lines, those that are read again
+BESIDE = "give --name to train beside it, or remove it"
 CHECKPOINT = "checkpoint.safetensors"  # only while training
 
 
@@ -98,6 +105,47 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not fits:
         raise FerError(f"{path} does not hold the metrics of a training, a line an epoch; restore it")
     return lines
+
+
+def trained_before(
+    folder: Path, kind: str, made_from: dict[str, Any], settings: dict[str, Any], remedy: str
+) -> dict[str, Any] | None:
+    """The manifest of a network that is trained already; FerError if from other things or by other settings.
+
+    None where it is still to be trained.
+    """
+    if not is_finished(folder):
+        return None
+    manifest = read_manifest(folder, kind)
+    refuse_other(folder, manifest, made_from, settings, remedy)
+    check_files(folder, manifest)
+    (folder / CHECKPOINT).unlink(missing_ok=True)  # killed between the manifest and this, finish_model left it
+    log.info("%s: already trained, %s", kind, folder)
+    return manifest
+
+
+def network_options(arch: str, modulation: str) -> dict[str, str]:
+    """The options that `build` takes for a network; FerError where another modulation is asked than it can have."""
+    if arch in MODULATED:
+        return {"modulation": modulation}
+    if modulation != DistillConfig.modulation:
+        raise FerError(f"--modulation {modulation} is about the modulator, which {arch} has not; leave it out")
+    return {}
+
+
+def fresh_model(
+    arch: str, classes: Sequence[str], size: int, options: dict[str, str], init: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network to train, with the weights of --init if one is given, and its config but for mean and std.
+
+    FerError where it cannot take images of `size` pixels a side, or `init` is another network.
+    """
+    asked: dict[str, Any] = {"arch": arch, "options": options, "classes": list(classes), "size": size}
+    model = build(arch, len(classes), **options)
+    check_size(model, arch, size)
+    if init:
+        start_from(init, model, asked)
+    return model, asked
 
 
 def init_reference(init: str, folder: Path) -> dict[str, dict[str, str]]:

@@ -13,16 +13,20 @@ from efficientface import FerError
 from efficientface.cache.distributions import Distributions, tempered
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
-from efficientface.models import MODULATED, build, check_size
 from efficientface.pipeline.artifact import (
-    check_files,
-    is_finished,
     read_manifest,
     reference_to,
-    refuse_other,
 )
 from efficientface.pipeline.caches import open_cache
-from efficientface.pipeline.checkpoint import finish_model, init_reference, load_model, start_from
+from efficientface.pipeline.checkpoint import (
+    BESIDE,
+    finish_model,
+    fresh_model,
+    init_reference,
+    load_model,
+    network_options,
+    trained_before,
+)
 from efficientface.pipeline.config import DistillConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
@@ -54,10 +58,7 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
     LDL and KL read RUN/distributions (or distributions-CACHE); SLL needs faces/ alone.
     """
     prepare(config.device)
-    if config.modulation != DistillConfig.modulation and config.arch not in MODULATED:
-        raise FerError(
-            f"--modulation {config.modulation} is about the modulator, which {config.arch} has not; leave it out"
-        )
+    network_options(config.arch, config.modulation)  # what cannot be is told before anything is read
     join_ranks(config.device)
     inputs = read_inputs(run)
     folder = run / "students" / (config.name or config.loss)
@@ -79,12 +80,8 @@ def write_student(inputs: Inputs, run: Path, folder: Path, config: DistillConfig
             temperature = fitted_temperature(cache)
         made_from["distributions"] = reference_to(cache, folder)
     settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}
-    if is_finished(folder):
-        manifest = read_manifest(folder, "student")
-        refuse_other(folder, manifest, made_from, settings, "give --name to train beside it, or remove it")
-        check_files(folder, manifest)
-        log.info("student: already trained, %s", folder)
-        return {"student": str(folder), **manifest["facts"]["best"]}
+    if trained := trained_before(folder, "student", made_from, settings, BESIDE):
+        return {"student": str(folder), **trained["facts"]["best"]}
 
     train, judge = training_faces(inputs, cached, config), inputs.labelled(config.choose_on)
     classes, crop = train.classes, inputs.facts["crop"]
@@ -99,12 +96,8 @@ def write_student(inputs: Inputs, run: Path, folder: Path, config: DistillConfig
     if config.label_weight:
         lessons = with_labels(lessons, train, config.label_weight)
     torch.manual_seed(config.seed)
-    options = {"modulation": config.modulation} if config.arch in MODULATED else {}
-    asked = {"arch": config.arch, "options": options, "classes": list(classes), "size": config.size}
-    model = build(config.arch, len(classes), **options)
-    if init:
-        start_from(init, model, asked)
-    check_size(model, config.arch, config.size)
+    options = network_options(config.arch, config.modulation)
+    model, asked = fresh_model(config.arch, classes, config.size, options, init)
     log.info("student: %s, %s, on %d faces at %d pixels", config.arch, config.loss, len(train), config.size)
     digests = {f"{name}_manifest": reference["manifest"] for name, reference in made_from.items()}
     facts = {**inputs.facts_by(config.normalisation), **digests}

@@ -148,18 +148,7 @@ def cache_distributions(
     }
     made_from = {"faces": reference_to(inputs.folder, out), **teacher_references(folders, out)}
     if is_finished(out):
-        manifest = read_manifest(out, "distributions")
-        form = "hdf5" if ONE_FILE in manifest["files"] else "parquet"
-        was, now = manifest["settings"] | {"format": form}, settings | {"format": config.format}
-        refuse_other(out, {**manifest, "settings": was}, made_from, now, OTHERWISE)
-        check_files(out, manifest)
-        if leads():
-            clear(out, manifest)
-            if config.calibrate and manifest["facts"].get("calibration", {}).get("chosen_on") != config.choose_on:
-                calibrate_finished(out, manifest, config.choose_on)
-        meet()
-        log.info("distributions: already cached, %s", out)
-        return summary(read_manifest(out, "distributions"), out)
+        return cached_before(out, made_from, settings, config)
 
     teachers, judged = None, {}
     if folders:
@@ -203,18 +192,7 @@ def cache_distributions(
             if teachers is not None:
                 seen_views = np.concatenate([whole_box, boxes], 1), np.concatenate([whole_flip, flips], 1)
                 answers += np.float32(weights["ldg"]) * teachers.ask(part, *seen_views, fold[rows], advance)
-            shard = Distributions(
-                classes=part.classes,
-                face_id=part.face_id,
-                image_hash=part.image_hash,
-                split=part.split,
-                label=part.label,
-                fold=fold[rows],
-                canonical=answers[:, 0],
-                view_box=boxes,
-                view_flip=flips,
-                view_distribution=answers[:, 1:],
-            )
+            shard = as_shard(part, fold[rows], answers, boxes, flips)
             shard.check(name)
             with replacing(out / name) as part_file:
                 write_shard(shard, part_file)
@@ -224,6 +202,45 @@ def cache_distributions(
         _finish(out, names, made_from, settings, facts, config)
     meet()
     return summary(read_manifest(out, "distributions"), out)
+
+
+def cached_before(
+    out: Path, made_from: dict[str, Any], settings: dict[str, Any], config: TeachConfig
+) -> dict[str, Any]:
+    """What is told of a cache that is finished; FerError if it was made from other things or by other settings.
+
+    A temperature that was not asked for then is fitted now.
+    """
+    manifest = read_manifest(out, "distributions")
+    form = "hdf5" if ONE_FILE in manifest["files"] else "parquet"
+    was, now = manifest["settings"] | {"format": form}, settings | {"format": config.format}
+    refuse_other(out, {**manifest, "settings": was}, made_from, now, OTHERWISE)
+    check_files(out, manifest)
+    if leads():
+        clear(out, manifest)
+        if config.calibrate and manifest["facts"].get("calibration", {}).get("chosen_on") != config.choose_on:
+            calibrate_finished(out, manifest, config.choose_on)
+    meet()
+    log.info("distributions: already cached, %s", out)
+    return summary(read_manifest(out, "distributions"), out)
+
+
+def as_shard(
+    faces: Faces, fold: np.ndarray, answers: np.ndarray, boxes: np.ndarray, flips: np.ndarray
+) -> Distributions:
+    """Rows of a cache about N faces: fold (N,); answers (N, 1 + V, C), the canonical first; boxes, flips of V views."""
+    return Distributions(
+        classes=faces.classes,
+        face_id=faces.face_id,
+        image_hash=faces.image_hash,
+        split=faces.split,
+        label=faces.label,
+        fold=fold,
+        canonical=answers[:, 0],
+        view_box=boxes,
+        view_flip=flips,
+        view_distribution=answers[:, 1:],
+    )
 
 
 def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict[str, Any]:

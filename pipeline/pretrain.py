@@ -8,9 +8,15 @@ from typing import Any
 import torch
 
 from efficientface import FerError
-from efficientface.models import build
-from efficientface.pipeline.artifact import check_files, is_finished, read_manifest, reference_to, refuse_other
-from efficientface.pipeline.checkpoint import finish_model, init_reference, start_from
+from efficientface.pipeline.artifact import reference_to
+from efficientface.pipeline.checkpoint import (
+    BESIDE,
+    finish_model,
+    fresh_model,
+    init_reference,
+    network_options,
+    trained_before,
+)
 from efficientface.pipeline.config import PretrainConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
@@ -25,6 +31,7 @@ def run(run: Path, config: PretrainConfig) -> dict[str, Any]:
     Only layout `identities` labels people. They are told apart on other pictures of the same people, split val.
     """
     prepare(config.device)
+    network_options(config.arch, config.modulation)  # what cannot be is told before anything is read
     inputs = read_inputs(run)
     layout = inputs.manifest["settings"].get("layout")
     if layout != "identities":
@@ -43,21 +50,14 @@ def write_network(inputs: Inputs, folder: Path, config: PretrainConfig) -> dict[
     made_from = {"faces": reference_to(inputs.folder, folder), **init_reference(config.init, folder)}
     init, config = config.init, replace(config, init=made_from.get("init", {}).get("path", ""))
     settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}
-    if is_finished(folder):
-        manifest = read_manifest(folder, "identities")
-        refuse_other(folder, manifest, made_from, settings, "give --name to train beside it, or remove it")
-        check_files(folder, manifest)
-        log.info("identities: already trained, %s", folder)
-        return {"identities": str(folder), **manifest["facts"]["best"]}
+    if trained := trained_before(folder, "identities", made_from, settings, BESIDE):
+        return {"identities": str(folder), **trained["facts"]["best"]}
 
     train, judge = inputs.labelled("train"), inputs.labelled(config.choose_on)
     check_classes(train, inputs.folder)
     torch.manual_seed(config.seed)
-    options = {"modulation": config.modulation} if config.arch == "efficientface" else {}
-    asked = {"arch": config.arch, "options": options, "classes": list(train.classes), "size": config.size}
-    model = build(config.arch, len(train.classes), **options)
-    if init:
-        start_from(init, model, asked)
+    options = network_options(config.arch, config.modulation)
+    model, asked = fresh_model(config.arch, train.classes, config.size, options, init)
     log.info("identities: %s on %d faces of %d people", config.arch, len(train), len(train.classes))
     digests = {f"{name}_manifest": reference["manifest"] for name, reference in made_from.items()}
     facts = {**inputs.facts_by(config.normalisation), **digests}

@@ -8,13 +8,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +28,7 @@ from efficientface.data.layouts.files import plural
 from efficientface.data.layouts.folders import read_folders
 from efficientface.data.layouts.listing import Asked
 from efficientface.data.photos import PhotoFiles, read_photo
-from efficientface.pipeline.align import Aligner, aligner_as, face_id, in_order, shown
+from efficientface.pipeline.align import Aligner, aligner_as, face_id, in_order, shown, threads
 from efficientface.pipeline.annotate import annotated
 from efficientface.pipeline.artifact import digest_of, is_finished, make_folder, read_manifest, replacing
 from efficientface.pipeline.checkpoint import load_model
@@ -209,26 +207,18 @@ def run(
     if done:
         log.info("going on: %s of %s are done", f"{len(done):,}", plural(len(files), "photograph"))
     missing = [number for number in range(len(files)) if number not in done]
-    opencv_threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # our own threads, one a photograph, keep the cores busy
-    try:
-        with (
-            ThreadPoolExecutor(workers) as pool,
-            progress("predicting", len(missing), unit="images") as advance,
-        ):
-            aligned = in_order(pool, aligner, (Photo("", files[k], None, {}) for k in missing), window=8 * workers)
-            numbered = zip(missing, aligned, strict=True)
-            while portion := list(islice(numbered, BATCH)):
-                numbers = [number for number, _ in portion]
-                lines = recognizer.lines([rows for _, (_, rows) in portion])
-                if annotate is not None:
-                    targets = [annotate / f"{k + 1:06d}-{safe(files[k])}.jpg" for k in numbers]
-                    list(pool.map(draw, [root / files[k] for k in numbers], lines, targets))
-                journal.add(numbers, lines)
-                done |= zip(numbers, lines, strict=True)
-                advance(len(portion))
-    finally:
-        cv2.setNumThreads(opencv_threads)
+    with threads(workers) as pool, progress("predicting", len(missing), unit="images") as advance:
+        aligned = in_order(pool, aligner, (Photo("", files[k], None, {}) for k in missing), window=8 * workers)
+        numbered = zip(missing, aligned, strict=True)
+        while portion := list(islice(numbered, BATCH)):
+            numbers = [number for number, _ in portion]
+            lines = recognizer.lines([rows for _, (_, rows) in portion])
+            if annotate is not None:
+                targets = [annotate / f"{k + 1:06d}-{safe(files[k])}.jpg" for k in numbers]
+                list(pool.map(draw, [root / files[k] for k in numbers], lines, targets))
+            journal.add(numbers, lines)
+            done |= zip(numbers, lines, strict=True)
+            advance(len(portion))
     rows = [row for number in range(len(files)) for row in done[number]]
     statuses = Counter(row["status"] for row in rows)
     expressions = Counter(row["expression"] for row in rows)

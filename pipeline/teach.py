@@ -15,17 +15,14 @@ import torch
 from efficientface import FerError
 from efficientface.cache.hdf5 import check_hdf5_names
 from efficientface.cache.parquet import check_class_names
-from efficientface.models import build, check_size
 from efficientface.pipeline.artifact import (
-    check_files,
     is_finished,
     read_manifest,
     reference_to,
-    refuse_other,
     replacing,
 )
-from efficientface.pipeline.checkpoint import finish_model, init_reference, start_from
-from efficientface.pipeline.config import TeachConfig, parse_source
+from efficientface.pipeline.checkpoint import finish_model, fresh_model, init_reference, network_options, trained_before
+from efficientface.pipeline.config import DistillConfig, TeachConfig, parse_source
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.folds import assign_folds
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
@@ -34,6 +31,7 @@ from efficientface.pipeline.train import MACHINE, fit, join_ranks, label_lessons
 
 log = logging.getLogger(__name__)
 
+AS_IT_IS = "give --checkpoint to use it as it is, or remove it to train anew"
 # TeachConfig's fields that shape distributions/ and not the teacher
 LABELLING = ("views", "label_batch", "shard_faces", "cache", "format", "source", "folds", "calibrate")
 
@@ -93,22 +91,14 @@ def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig, without: np
     settings = {name: value for name, value in asdict(config).items() if name not in (*LABELLING, *MACHINE)}
     if without is not None:
         settings |= {"folds": config.folds, "fold": folder.name}
-    if is_finished(folder):
-        remedy = "give --checkpoint to use it as it is, or remove it to train anew"
-        manifest = read_manifest(folder, "teacher")
-        refuse_other(folder, manifest, made_from, settings, remedy)
-        check_files(folder, manifest)
-        log.info("teacher: already trained, %s", folder)
+    if trained_before(folder, "teacher", made_from, settings, AS_IT_IS):
         return
     train, judge = inputs.labelled("train", without), inputs.labelled(config.choose_on)
     check_classes(train, inputs.folder)
     classes = train.classes
     torch.manual_seed(config.seed)
-    asked: dict[str, Any] = {"arch": config.teacher_arch, "options": {}, "classes": list(classes), "size": config.size}
-    model = build(config.teacher_arch, len(classes))
-    check_size(model, config.teacher_arch, config.size)
-    if init:
-        start_from(init, model, asked)
+    options = network_options(config.teacher_arch, DistillConfig.modulation)
+    model, asked = fresh_model(config.teacher_arch, classes, config.size, options, init)
     lessons = label_lessons(train, inputs.facts["crop"], config)
     loss = label_objective(train, config, scale=1 / len(classes))
     log.info("%s: %s on %d faces at %d pixels", folder.name, config.teacher_arch, len(train), config.size)

@@ -423,18 +423,13 @@ def _teachers(
             report.add("teacher", [f"{teacher} answers for other classes: {', '.join(described['classes'])}"], "")
             return
     made_with = [reference["manifest"] for reference in asked_teachers(cache.manifest)]
-    strangers = [teacher for teacher in teachers if digest_of(teacher) not in made_with]
+    given = [digest_of(teacher) for teacher in teachers]
     findings = [
-        f"{teacher} is not the teacher that the cache was made with (its manifest is another)" for teacher in strangers
+        f"{teacher} is not the teacher that the cache was made with (its manifest is another)"
+        for teacher, digest in zip(teachers, given, strict=True)
+        if digest not in made_with
     ]
-    # (N, teachers): whether a given teacher's answer is part of a face's distribution
-    asked = np.ones((len(keys), len(teachers)), bool)
-    if not strangers:
-        with_folds = bool((keys.fold >= 0).any())
-        number = np.array([made_with.index(digest_of(teacher)) for teacher in teachers])
-        alone = with_folds & (keys.fold >= 0)
-        asked[alone] = keys.fold[alone, None] == number
-        asked[~alone] = len(set(number)) == len(made_with)  # the mean of all of them
+    asked = np.ones((len(keys), len(teachers)), bool) if findings else _who_answered(keys.fold, given, made_with)
     rows = np.flatnonzero(asked.any(1))
     if not len(rows):
         others = f"{len(made_with)} teachers were asked about every face; give each with --teacher"
@@ -480,6 +475,16 @@ def _teachers(
     if not difference <= TEACHER_TOLERANCE:
         findings.append(told)
     report.add("teacher", findings, told)
+
+
+def _who_answered(fold: np.ndarray, given: Sequence[str], made_with: Sequence[str]) -> np.ndarray:
+    """(N, teachers) bool: whether a given teacher's answer is part of a face's distribution; fold: (N,).
+
+    A face of fold K >= 0 was answered by teacher K alone, another by all of them, whose mean takes them all.
+    """
+    number = np.array([made_with.index(digest) for digest in given])
+    all_given = len(set(given)) == len(made_with)
+    return np.where(fold[:, None] >= 0, fold[:, None] == number, all_given)
 
 
 def tables(result: dict[str, Any]) -> list[Any]:

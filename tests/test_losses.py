@@ -14,7 +14,7 @@ from efficientface.cache.distributions import tempered
 from efficientface.data.batches import view_batches
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
-from efficientface.pipeline import distill, train
+from efficientface.pipeline import checkpoint, distill, train
 from efficientface.pipeline.config import DistillConfig, TeachConfig, TrainConfig
 from efficientface.pipeline.losses import balanced_weights, distribution_loss, label_loss, tempered_divergence
 
@@ -218,7 +218,7 @@ def test_balanced_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path, m
         **({"temperature": 2.0, "label_weight": 0.2, "cache": "votes"} if loss == "kl" else {}),
     )  # fmt: skip
     if loss == "sll":
-        monkeypatch.setattr(distill, "build", with_dropout)
+        monkeypatch.setattr(checkpoint, "build", with_dropout)
     if loss == "kl":
         from efficientface.pipeline import teach
 

@@ -212,6 +212,19 @@ def test_a_student_starts_from_the_body_of_an_identity_classifier(people, expres
     assert f"started from {said['made_from']['init']['path']}" in row["detail"]
 
 
+@pytest.mark.parametrize("modulation", ["multiply", "add"])
+def test_every_network_with_a_modulator_starts_from_its_own_kind(people, expressions, modulation):
+    """Their modulation is part of what is written down, in pre-training as in distilling."""
+    made = {"arch": "baseline-modulator", "modulation": modulation, "name": f"modulated-{modulation}"}
+    pretrain.run(people, PretrainConfig(**made, **SMALL))
+    start = people / "identities" / made["name"]
+    distill.run(expressions, DistillConfig(**made, loss="sll", init=str(start), **SMALL))
+    with pytest.raises(FerError, match="--modulation add is about the modulator, which resnet18 has not; leave it out"):
+        pretrain.run(people, PretrainConfig(arch="resnet18", modulation="add", **SMALL))
+    with pytest.raises(FerError, match="EfficientFace cannot take images of 40 x 40 pixels"):
+        pretrain.run(people, PretrainConfig(arch="efficientface", name="odd", **{**SMALL, "size": 40}))
+
+
 def test_the_last_layer_comes_along_if_the_classes_are_the_same_by_name(expressions, tmp_path):
     distill.run(expressions, DistillConfig(loss="sll", name="first", **SMALL))
     run = tmp_path / "turned"
