@@ -48,7 +48,7 @@ from efficientface.pipeline.artifact import (
 )
 from efficientface.pipeline.config import AlignConfig
 from efficientface.pipeline.photographs import Inputs, Photo, digest_of_all, digests_of, read_inputs
-from efficientface.pipeline.progress import progress
+from efficientface.pipeline.progress import progress, working
 
 log = logging.getLogger(__name__)
 
@@ -537,7 +537,8 @@ def duplicates(shards: list[Path], classes: tuple[str, ...]) -> pd.DataFrame:
     rows = pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shards], ignore_index=True)
     rows["label"] = [None if pd.isna(label) else classes[int(label)] for label in rows["label"]]
     further = rows["face_id"].str.contains("#", regex=False)
-    return between_splits(rows[rows["image_hash"].notna() & ~further])
+    with working("looking for photographs in two splits"):
+        return between_splits(rows[rows["image_hash"].notna() & ~further])
 
 
 def versions(config: AlignConfig) -> dict[str, Any]:

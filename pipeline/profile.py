@@ -85,7 +85,7 @@ def run(
     place = prepare(device)
     wanted = list(dict.fromkeys(archs or [row.arch for row in PRINTED if row.arch]))
     found: dict[str | None, dict[str, Any]] = {}
-    with progress("profiling", len(wanted)) as advance:
+    with progress("profiling", len(wanted), "networks") as advance:
         for arch in wanted:
             try:
                 found[arch] = profile_network(arch, place, size, batch_size, measure)

@@ -193,8 +193,7 @@ def _duplicates(folder: Path, manifest: dict[str, Any], complete: bool, report: 
     from efficientface.pipeline.align import duplicates  # here, because the detector takes long to import
 
     try:
-        with working("looking for photographs in two splits"):
-            found = duplicates([folder / name for name in sorted(manifest["files"])], tuple(manifest["classes"]))
+        found = duplicates([folder / name for name in sorted(manifest["files"])], tuple(manifest["classes"]))
     except (ValueError, KeyError, TypeError) as error:  # no or no hexadecimal source_dhash
         report.add("duplicates", [f"faces/ do not tell ({str(error).splitlines()[0]})"], "")
         return
