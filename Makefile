@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow lint docs bench wheel clean
+.PHONY: demo test test-slow torture lint docs bench wheel clean
 
 demo: $(STAMP)
 	$(BIN)/fer demo
@@ -15,6 +15,12 @@ test: $(STAMP)
 # What takes minutes: whole runs, several processes.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# The tables of docs/reliability.md: every stage stopped at random moments, at every rename, and by a full disk.
+torture: $(STAMP)
+	$(BIN)/python tests/torture.py --kills 200
+	$(BIN)/python tests/torture.py --renames --faces 120
+	$(BIN)/python tests/torture.py --starved --kills 80 --faces 120
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

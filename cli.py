@@ -6,8 +6,11 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -33,21 +36,51 @@ PATH = click.Path(path_type=Path)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+GOES_ON = "what was finished is kept, the same command goes on from there"
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """What batch systems and `kill` send unwinds the program as Ctrl-C does, so that it can say how to go on."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Interrupted(click.ClickException):
+    """By a signal, which the exit status tells as shells count."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted ({signal.Signals(number).name}); {GOES_ON}")
+        self.exit_code = 128 + number  # type: ignore[misc]
+
+
 class FerGroup(click.Group):
     """Shows a FerError, and what the system refuses, as one line, status 1. Another error is our bug: a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with sigterm_as_ctrl_c():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            number = error.args[0] if error.args else signal.SIGINT
+            raise Interrupted(number) from error
         except FerError as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click ends quietly when a pipe's reader has gone
             where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the output"
-            raise click.ClickException(
-                f"{where}: {error.strerror or error}; what was finished is kept, the same command goes on from there"
-            ) from error
+            raise click.ClickException(f"{where}: {error.strerror or error}; {GOES_ON}") from error
 
 
 def setting(config: type, name: str, text: str, **more: Any) -> Callable[[Command], Command]:

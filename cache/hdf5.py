@@ -5,6 +5,7 @@ but whole arrays is in the file: a face's row is one read at a known place, and 
 """
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +70,7 @@ def write_hdf5(path: Path, manifest: dict[str, Any], shards: Sequence[str], read
     text["split"] = np.array([none if word is None else word for word in text["split"]], object)
     views = read(shards[0], True).views
     count = sum(rows)
-    with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
+    with _new_file(path) as file:
         file.attrs["format"] = FORMAT
         file.attrs["version"] = VERSION
         file.attrs["classes"] = np.array(classes, h5py.string_dtype("utf-8"))
@@ -103,6 +104,44 @@ def write_hdf5(path: Path, manifest: dict[str, Any], shards: Sequence[str], read
         block = user_block(written)
         written.seek(0)
         written.write(block)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to fill. OSError where the disk did not take it: seen at the latest when the file is closed."""
+    with _Forgiving(path, "w+") as raw:
+        try:
+            with h5py.File(raw, "w", userblock_size=USER_BLOCK) as file:
+                yield file
+        finally:
+            if raw.refused is not None:
+                raise raw.refused
+
+
+class _Forgiving(io.FileIO):
+    """A file that remembers the first write that the system refused, and takes all others for written.
+
+    Of a write that fails while a file is closed the HDF5 library dies (seen: a segmentation fault on a full disk).
+    """
+
+    refused: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        written = 0
+        try:
+            while written < size and self.refused is None:  # a file may take a part
+                written += super().write(memoryview(data)[written:])
+        except OSError as error:
+            self.refused = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.refused = self.refused or error
+            return self.tell() if size is None else size
 
 
 def _numbers(classes: Sequence[str], views: int) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,19 +32,25 @@ MODELS = ("teacher", "student", "identities")  # kinds that are a network with i
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary sibling to write to; it becomes `path` in one rename, or vanishes if the body fails."""
+    """Give a temporary sibling to write to, as a file or as a folder.
+
+    It becomes `path` in one rename, or vanishes if the body fails.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if not _is_alive(left):  # of a process that was killed
-            left.unlink(missing_ok=True)
+            _remove(left)
     try:
         yield part
-        with open(part, "rb") as written:
-            os.fsync(written.fileno())
+        _sync(part)
         os.replace(part, path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
+    except OSError as error:
+        if error.filename is None or error.filename == str(part):  # say what was to be written
+            raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
+        raise
     finally:
-        part.unlink(missing_ok=True)
+        _remove(part)
 
 
 @contextmanager
@@ -283,9 +290,17 @@ def digest_of(artifact: Path) -> str:
     return hashlib.blake2b((artifact / MANIFEST).read_bytes(), digest_size=32).hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; a folder cannot be opened on every system, where it can it is synced."""
-    handle = os.open(folder, os.O_RDONLY)
+def _remove(path: Path) -> None:
+    """A file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Make what a file holds, or what a folder names, durable."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -4,7 +4,6 @@ An artifact folder has its manifest beside its data; a bare `.h5` file has it in
 """
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,18 +151,13 @@ def convert(source: Path, target: Path) -> dict[str, Any]:
             write_hdf5(part, about, list(cache.shards), lambda name, views: _checked(cache, name, advance, views))
         size = target.stat().st_size
     else:
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
+        with replacing(target) as part, progress("converting", len(cache.shards), "shards") as advance:
             part.mkdir()
-            with progress("converting", len(cache.shards), "shards") as advance:
-                for name in cache.shards:
-                    with replacing(part / name) as shard:
-                        write_shard(_checked(cache, name, advance), shard)
+            for name in cache.shards:
+                with replacing(part / name) as shard:
+                    write_shard(_checked(cache, name, advance), shard)
             described = {name: about[name] for name in ("kind", "classes", "made_from", "settings", "facts")}
             written = write_manifest(part, files=list(cache.shards), **described)
-            os.replace(part, target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
         size = sum(entry["bytes"] for entry in written["files"].values())
     return {"distributions": str(target), "faces": len(keys), "views": about["facts"].get("views"), "bytes": size}
 

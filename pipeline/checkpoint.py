@@ -6,6 +6,8 @@ Weights are safetensors, the rest is JSON: nothing here unpickles.
 import hashlib
 import json
 import logging
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ def finish_model(
     """
     write_json(folder / CONFIG, config)
     with replacing(folder / WEIGHTS) as part:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
+        save_tensors({name: tensor.contiguous() for name, tensor in weights.items()}, part)
     write_manifest(
         folder,
         kind,
@@ -68,6 +70,17 @@ def finish_model(
         facts=facts,
     )
     (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors as safetensors; OSError where the disk does not take them."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        if refused := re.search(r"os error (\d+)", str(error)):
+            number = int(refused[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -217,7 +230,7 @@ class Checkpoint:
                     tensors[f"momentum.{k}.{j}"] = momentum
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with replacing(self.path) as part:
-            save_file(tensors, part, metadata={"progress": json.dumps(progress), "digest": _digest(tensors)})
+            save_tensors(tensors, part, {"progress": json.dumps(progress), "digest": _digest(tensors)})
 
     def progress(self) -> dict[str, Any]:
         """What was done when it was saved, and with which settings."""
