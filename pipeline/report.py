@@ -12,16 +12,19 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import torch
 from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
 from efficientface import FerError, __version__
-from efficientface.pipeline import evaluate, inspect, report_pictures
+from efficientface.models.counting import count_as_paper
+from efficientface.pipeline import evaluate, inspect, profile, report_pictures
 from efficientface.pipeline.artifact import digest_of, write_text
 from efficientface.pipeline.charts import Line, line_chart
 from efficientface.pipeline.checkpoint import load_model, read_metrics
 from efficientface.pipeline.config import AlignConfig, TeachConfig
+from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, read_inputs
 from efficientface.pipeline.inspect_tables import bytes_text, distributions_tables, faces_tables
 from efficientface.pipeline.metrics import BINS, reliability
@@ -66,6 +69,7 @@ def run(
     out = run / "report.html" if out is None else out
     check_is_run(run)
     check_target(out, "--out", "report.html")
+    place = prepare(device)
     home = run.resolve()
     stages = look(home)
     for stage in stages:
@@ -98,7 +102,7 @@ def run(
         "left_out": [name for name in evaluated[split]["models"] if name not in judged] if split is not None else [],
         "calibration": calibration(judged),
         "details": [details(name, evaluated[split]) for name in judged] if split is not None else [],
-        "cost": cost(stages, device if latency else None),
+        "cost": cost(stages, place if latency else None),
         "latency": device if latency else None,
         "provenance": [provenance(stage) for stage in stages if stage.manifest],
         "commands": commands(home, stages, evaluated),
@@ -277,31 +281,28 @@ def details(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "matrix": matrix, "table": as_table(evaluate.class_table(name, model, result["split"]))}
 
 
-def cost(stages: Sequence[Stage], device: str | None) -> list[dict[str, Any]]:
+def cost(stages: Sequence[Stage], place: torch.device | None) -> list[dict[str, Any]]:
     """A row a finished network: its size, what it computes for one face, how long its training took."""
-    from efficientface.models.counting import count
-    from efficientface.pipeline.device import prepare
-    from efficientface.pipeline.profile import seconds_a_batch, spread
-
     rows = []
     for stage in (s for s in stages if s.kind in TRAINED and s.manifest):
         model, config = load_model(stage.folder, stage.kind)
-        counts = count(model, config["size"])
+        multiply_adds, uncounted = count_as_paper(model, config["size"])
         lines = read_metrics(stage.folder)
         row = {
             "name": stage.name,
             "network": config["arch"],
             "size": config["size"],
-            "parameters": counts.parameters,
-            "multiply_adds": counts.paper / 1e6,
-            "uncounted": counts.uncounted,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "multiply_adds": multiply_adds / 1e6,
+            "uncounted": uncounted,
             "bytes": bytes_text(sum(entry["bytes"] for entry in (stage.manifest or {})["files"].values())),
             "epochs": len(lines),
             "time": duration(sum(float(line.get("seconds", 0)) for line in lines)) if lines else None,
             "latency": None,
         }
-        if device is not None:
-            row["latency"] = spread(1e3 * seconds_a_batch(model.to(device), prepare(device), config["size"], 1))
+        if place is not None:
+            model = model.to(place).to(memory_format=torch.channels_last)  # as fer profile measures it
+            row["latency"] = profile.spread(1e3 * profile.seconds_a_batch(model, place, config["size"], 1))
         rows.append(row)
     return rows
 
