@@ -171,7 +171,7 @@ def dataset_card(run: Path, licence: str | None) -> str:
         data,
         name=name,
         faces=faces,
-        notes=[note.replace(f"{run.name}/", "") for note in faces["notes"] or []],
+        notes=[note.replace(f"{run.resolve().parent}/", "") for note in faces["notes"] or []],  # no more of our paths
         datasets=names_of(manifest),
         caches=told,
         digest=digest_of(run / "faces"),

@@ -206,7 +206,7 @@ def maps(
     """Class activation maps of each model's most probable class over the faces at `rows`."""
     faces = next(iter(judged.values())).faces
     shown = [of_run(faces, row) for row in rows]
-    lines = []
+    lines: list[dict[str, Any]] = []
     for name, answer in judged.items():
         try:
             found = explained(answer.folder, shown, [-1] * len(shown), classes, device)
