@@ -75,19 +75,15 @@ def of_faces(inputs: Inputs, shots: Pictures, seed: int) -> dict[str, Any]:
         ["face_id", "source_hash", "image_hash", "status", "reason", "box", "landmarks"],
     )  # fmt: skip
     sources = Sources(inputs)
-    by_id = {name: row for row, name in enumerate(inputs.faces.face_id.tolist())}
     photographs = []
     if len(inputs.faces) and not inputs.manifest["settings"].get("aligned"):
-        chosen = some(inputs.faces, PHOTOGRAPHS, seed)["rows"]
-        wanted = inputs.faces.face_id[chosen].tolist()
-        told = {row["face_id"]: row for row in rows.filter(pc.is_valid(rows["image_hash"])).to_pylist()}
-        for name in wanted:
-            photograph = sources.read(told[name])
-            if photograph is not None and told[name]["landmarks"] is not None:
-                marked = shots.uri(with_box(photograph, told[name]), PHOTOGRAPH)
-                photographs.append(
-                    {"name": name, "photograph": marked, "face": shots.uri(inputs.faces.image(by_id[name]))}
-                )
+        for k in some(inputs.faces, PHOTOGRAPHS, seed)["rows"].tolist():
+            (row,) = rows.filter(pc.equal(rows["face_id"], inputs.faces.face_id[k])).to_pylist()
+            photograph = sources.read(row)
+            if photograph is not None and row["landmarks"] is not None:
+                marked = shots.uri(with_box(photograph, row), PHOTOGRAPH)
+                face = shots.uri(inputs.faces.image(k))
+                photographs.append({"name": row["face_id"], "photograph": marked, "face": face})
     without = rows.filter(pc.is_null(rows["image_hash"])).to_pylist()
     without = [without[k] for k in by_chance([row["face_id"] for row in without], seed)[:REJECTED]]
     rejected = []
