@@ -20,7 +20,8 @@ from rich.text import Text
 from efficientface import FerError, __version__
 from efficientface.models.counting import count_as_paper
 from efficientface.pipeline import evaluate, inspect, profile, report_pictures
-from efficientface.pipeline.artifact import digest_of, write_text
+from efficientface.pipeline.artifact import check_files, digest_of, write_text
+from efficientface.pipeline.caches import asked_teachers
 from efficientface.pipeline.charts import Line, line_chart
 from efficientface.pipeline.checkpoint import load_model, read_metrics
 from efficientface.pipeline.config import AlignConfig, TeachConfig
@@ -75,6 +76,8 @@ def run(
     for stage in stages:
         if stage.state == "damaged":
             raise FerError(stage.detail)
+        if stage.manifest is not None:
+            check_files(stage.folder, stage.manifest, digests=True)
     if all(stage.state == "missing" for stage in stages):
         raise FerError(
             f"{printable(run)} holds nothing that fer align, fer teach or fer distill wrote; give a run folder"
@@ -341,15 +344,20 @@ def commands(run: Path, stages: Sequence[Stage], evaluated: Mapping[str, Any]) -
         return lines
     taught = False
     for cache in (stage for stage in stages if stage.kind == "distributions" and stage.manifest):
-        asked = {s["name"]: s["path"] for s in sources_of(cache.folder, cache.manifest or {})}
-        if not taught and teacher.manifest and asked.get("teacher") == str(teacher.folder):
+        manifest = cache.manifest or {}
+        asked = [str((cache.folder / teacher["path"]).resolve()) for teacher in asked_teachers(manifest)]
+        settings = {name: cache.settings[name] for name in LABELLING if name in cache.settings}
+        settings |= {"cache": cache_name(cache)}
+        if cache.settings.get("folds"):
+            line = labelling(run, teacher, whole(cache))
+        elif not taught and teacher.manifest and asked == [str(teacher.folder)]:
             taught = True
-            settings = {name: cache.settings[name] for name in LABELLING if name in cache.settings}
-            settings = started_from(teacher.settings, teacher.folder) | settings | {"cache": cache_name(cache)}
-            line = command("teach", run, options=options(TeachConfig, settings))
+            trained = started_from(teacher.settings, teacher.folder)
+            line = command("teach", run, options=options(TeachConfig, trained | settings))
         else:
-            line = labelling(run, replace(teacher, state="done" if teacher.manifest else "missing"), whole(cache))
-        lines.append(line + (" --calibrate" if "calibration" in (cache.manifest or {})["facts"] else ""))
+            checkpoints = [word for path in asked for word in ("--checkpoint", path)]
+            line = command("teach", run, options=checkpoints + options(TeachConfig, settings))
+        lines.append(line + (" --calibrate" if "calibration" in manifest["facts"] else ""))
     students = [stage for stage in stages if stage.kind == "student" and stage.manifest]
     lines += [training(run, teacher, faces, whole(student)) for student in students if "arch" in student.settings]
     for split, result in evaluated.items():

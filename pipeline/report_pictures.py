@@ -93,16 +93,13 @@ def of_faces(inputs: Inputs, shots: Pictures, seed: int) -> dict[str, Any]:
         why = row["status"] + (f": {row['reason']}" if row["reason"] else "")
         rejected.append({"name": row["face_id"], "why": why, "photograph": picture})
     labels = []
-    for number, name in enumerate(inputs.faces.classes[:LABELS]):
+    people = inputs.manifest["settings"].get("layout") == "identities"
+    for number, name in enumerate([] if people else inputs.faces.classes[:LABELS]):
         if (inputs.faces.label == number).any():
             chosen = some(inputs.faces, LABELLED, seed, label=name)
             pictures = [shots.uri(inputs.faces.image(int(row)), 96) for row in chosen["rows"]]
             labels.append({"name": name, "count": chosen["of"], "pictures": pictures})
-    return {
-        "photographs": photographs,
-        "rejected": rejected,
-        "labels": labels if inputs.manifest["settings"].get("layout") != "identities" else [],
-    }
+    return {"photographs": photographs, "rejected": rejected, "labels": labels}
 
 
 class Sources:
