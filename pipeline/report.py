@@ -101,7 +101,6 @@ def run(
             for name, result in evaluated.items()
         ],
         "split": split,
-        "judged": list(judged),
         "left_out": [name for name in evaluated[split]["models"] if name not in judged] if split is not None else [],
         "calibration": calibration(judged),
         "details": [details(name, evaluated[split]) for name in judged] if split is not None else [],
@@ -159,14 +158,26 @@ def figures(stages: Sequence[Stage], result: dict[str, Any] | None) -> list[tupl
         ]
         found.append(("classes", f"{len(manifest['classes']):,}"))
     if result is not None:
-        split = result["split"]
-        judged = result["models"]
-        best = [stage.name.removeprefix("students/") for stage in by_validation(stages) if stage.kind == "student"]
-        names = [name for name in ("teacher", *best[:1]) if name in judged]
-        for name in names:
-            found.append((f"{name}: right on {split}", f"{judged[name]['accuracy']:.1%}"))
-        found += [(f"{name}: parameters", f"{judged[name]['parameters']:,}") for name in names[-1:]]
+        now = judged_now(stages, result)
+        shown = [stage for stage in now if stage.kind == "teacher"]
+        shown += [stage for stage in now if stage.kind == "student"][:1]
+        for name in map(name_of, shown):
+            found.append((f"{name}: right on {result['split']}", f"{result['models'][name]['accuracy']:.1%}"))
+        found += [
+            (f"{name}: parameters", f"{result['models'][name]['parameters']:,}") for name in map(name_of, shown[-1:])
+        ]
     return found
+
+
+def name_of(stage: Stage) -> str:
+    """What fer evaluate calls a model."""
+    return stage.name.removeprefix("students/")
+
+
+def judged_now(stages: Sequence[Stage], result: Mapping[str, Any]) -> list[Stage]:
+    """The models that `result` judged and that are still the same, in the order of by_validation."""
+    digests = {name: model["manifest"] for name, model in result["models"].items()}
+    return [stage for stage in by_validation(stages) if digests.get(name_of(stage)) == digest_of(stage.folder)]
 
 
 def by_validation(stages: Sequence[Stage]) -> list[Stage]:
@@ -184,14 +195,10 @@ def asked(
 ) -> dict[str, report_pictures.Answer]:
     """What the first of the models that `result` judged, as they are now, say about the faces of its split."""
     faces = inputs.labelled(result["split"])
-    found: dict[str, report_pictures.Answer] = {}
-    for stage in by_validation(stages):
-        name = stage.name.removeprefix("students/")
-        judged = result["models"].get(name)
-        if judged is None or judged["manifest"] != digest_of(stage.folder) or len(found) == MODELS:
-            continue
+    found = {}
+    for stage in judged_now(stages, result)[:MODELS]:
         p, _ = evaluate.ask(stage.folder, stage.kind, faces, inputs.facts["crop"], device, 256)
-        found[name] = report_pictures.Answer(stage.folder, faces, p)
+        found[name_of(stage)] = report_pictures.Answer(stage.folder, faces, p)
     return found
 
 

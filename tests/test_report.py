@@ -265,7 +265,10 @@ def test_a_model_that_was_trained_anew_is_not_shown_by_its_old_figures(told, tmp
     write_model(run / "students" / "small", "student", faces, asdict(STUDENT), build("efficientface", 3).eval())
     done = json.loads(fer("report", run, "--json").stdout)
     assert done["models"] == ["teacher"]
-    assert "as they are now, are shown; not small" in words_of((run / "report.html").read_text())
+    text = (run / "report.html").read_text()
+    assert "as they are now, are shown; not small" in words_of(text)
+    assert "small" not in text.split('<dl class="figures">')[1].split("</dl>")[0]
+    assert "small" in told[1].split('<dl class="figures">')[1].split("</dl>")[0]
 
 
 def test_damage_has_a_sentence_and_leaves_the_former_report(told, tmp_path):
