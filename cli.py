@@ -737,6 +737,51 @@ def status(run: Path, as_csv: bool, as_json: bool) -> None:
     _print(result, as_json, stage.status_tables, result["stages"] if as_csv else None)
 
 
+@cli.command()
+@click.argument("run", type=PATH)
+@click.option("--out", type=PATH, metavar="FILE", help="The page; RUN/report.html if not given.")
+@click.option("--no-faces", is_flag=True, help="Leave out every picture: faces are personal data.")
+@click.option("--seed", default=0, help="Other faces for another number.")
+@click.option("--latency", is_flag=True, help="Measure how long each network takes for a face; differs every time.")
+@click.option("--device", default="cpu", help="Where to compute.")
+@JSON
+def report(run: Path, no_faces: bool, as_json: bool, **options: Any) -> None:
+    """Write one HTML page about all of RUN, to show to others: faces, training, models, mistakes, cost, commands.
+
+    What the run does not have yet is named as missing. Finished models are asked about the evaluated split.
+
+    \b
+    Example:
+        fer report runs/first
+        fer report runs/first --no-faces --out first.html
+    """
+    from efficientface.pipeline import report as stage
+
+    _print(stage.run(run, faces=not no_faces, **options), as_json, stage.tables)
+
+
+@cli.command()
+@click.argument("path", type=PATH)
+@click.option("--out", type=PATH, metavar="FILE", help="Write it there, such as README.md, instead of printing it.")
+@click.option("--license", "licence", metavar="ID", help="Hugging Face's name of the licence that you choose.")
+def card(path: Path, out: Path | None, licence: str | None) -> None:
+    """Write the card of a model, or of the faces and distributions of a run, in Hugging Face's form.
+
+    PATH is a model's folder, or a run. Every figure is from the artifacts; what they do not say is named as missing.
+
+    \b
+    Example:
+        fer card runs/first/students/ldl --license cc-by-nc-4.0 --out README.md
+        fer card runs/first
+    """
+    from efficientface.pipeline import card as stage
+
+    result = stage.run(path, out, licence)
+    click.echo(
+        f"{result['kind']} card written to {result['card']}" if out is not None else result["text"], nl=out is not None
+    )
+
+
 @cli.command("verify")
 @click.argument("run", type=PATH)
 @output_options

@@ -312,15 +312,22 @@ def tables(result: dict[str, Any]) -> list[Table]:
     models = result["models"].items()
     split = result["split"]
     return [
-        comparison(result),
-        *([subset_table(result)] if result["subsets"] else []),
-        *([seed_table(result)] if result["seeds"] else []),
-        *([mcnemar_table(result)] if "comparison" in result else []),
+        *side_by_side(result),
         *(
             table
             for name, model in models
             for table in (class_table(name, model, split), confusion_table(name, model, split))
         ),
+    ]
+
+
+def side_by_side(result: dict[str, Any]) -> list[Table]:
+    """All models in one table, and in others their subsets, seeds and McNemar's test, where asked for."""
+    return [
+        comparison(result),
+        *([subset_table(result)] if result["subsets"] else []),
+        *([seed_table(result)] if result["seeds"] else []),
+        *([mcnemar_table(result)] if "comparison" in result else []),
     ]
 
 

@@ -102,10 +102,17 @@ def calibration_error(probabilities: np.ndarray, correct: np.ndarray, bins: int 
 
     probabilities: (N, C); correct: (N,) bool. The bins are (k / bins, (k + 1) / bins].
     """
+    gap = np.subtract(*reliability(probabilities, correct, bins)[1:])  # faces in the bin times (accuracy - confidence)
+    return float(np.abs(gap).sum() / len(correct))
+
+
+def reliability(
+    probabilities: np.ndarray, correct: np.ndarray, bins: int = BINS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(bins,) faces in each bin of confidence, how many of them are right, and the sum of their confidences."""
     confidence = probabilities.max(1)
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(place, correct - confidence, bins)  # faces in the bin times (accuracy - confidence)
-    return float(np.abs(gap).sum() / len(correct))
+    return np.bincount(place, minlength=bins), np.bincount(place, correct, bins), np.bincount(place, confidence, bins)
 
 
 def distances(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, Any] | None:

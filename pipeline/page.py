@@ -56,12 +56,7 @@ def run(
     The numbers of all faces are in it, pictures and views of `sample` of them (0: of none), chosen by `sample_rows`.
     `students` of the run are asked about those, by default every finished one.
     """
-    if html.suffix.lower() not in (".html", ".htm"):
-        raise FerError(f"--html {printable(html)} does not end in .html; give the page's name, such as faces.html")
-    if html.is_dir():
-        raise FerError(f"{printable(html)} is a folder; give the page another name")
-    if not html.parent.is_dir():
-        raise FerError(f"{printable(html.parent)} does not exist; make that folder first, or write the page elsewhere")
+    check_target(html, "--html", "faces.html")
     if sample < 0:
         raise FerError(f"--sample {sample} is out of range; give a number from 0")
     kind = kind_of(path)
@@ -111,6 +106,16 @@ def run(
         "students": list(answers),
         "bytes": len(text.encode()),
     }
+
+
+def check_target(html: Path, option: str, example: str) -> None:
+    """FerError where `html` cannot become a page; asked before the work begins."""
+    if html.suffix.lower() not in (".html", ".htm"):
+        raise FerError(f"{option} {printable(html)} does not end in .html; give the page's name, such as {example}")
+    if html.is_dir():
+        raise FerError(f"{printable(html)} is a folder; give the page another name")
+    if not html.parent.is_dir():
+        raise FerError(f"{printable(html.parent)} does not exist; make that folder first, or write the page elsewhere")
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
@@ -287,24 +292,28 @@ def encode(faces: Faces) -> tuple[int, list[str]]:
     Decoded and encoded anew: what a browser decodes was written here.
     """
 
-    def jpeg(row: int, side: int) -> bytes:
-        image = faces.image(row)
-        if max(image.shape[:2]) > side:
-            image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-        return cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
-
     some = np.unique(np.linspace(0, len(faces) - 1, min(PROBE, len(faces))).astype(int))
     side = SIDES[-1]
     for candidate in SIDES[:-1]:
-        if sum(len(jpeg(row, candidate)) for row in some) / max(len(some), 1) * len(faces) <= PICTURES:
+        if sum(len(jpeg(faces.image(row), candidate)) for row in some) / max(len(some), 1) * len(faces) <= PICTURES:
             side = candidate
             break
     pictures = []
     with ThreadPoolExecutor() as pool, progress("pictures", len(faces)) as advance:
-        for data in pool.map(lambda row: jpeg(row, side), range(len(faces))):
+        for data in pool.map(lambda row: jpeg(faces.image(row), side), range(len(faces))):
             pictures.append(base64.b64encode(data).decode())
             advance(1)
     return side, pictures
+
+
+def jpeg(image: np.ndarray, side: int) -> bytes:
+    """(H, W, 3) uint8 RGB as a JPEG whose longer side is at most `side` pixels."""
+    height, width = image.shape[:2]
+    if max(height, width) > side:
+        scale = side / max(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
 
 
 def student_answers(

@@ -14,9 +14,13 @@ import pandas as pd
 from efficientface import FerError
 from efficientface.data.faces import hash_image
 from efficientface.data.labels import ordered
+from efficientface.data.photos import PhotoFiles, Photos
 from efficientface.data.sources import Source, read_source
 from efficientface.data.splits import assign_splits
 from efficientface.pipeline.config import AlignConfig
+from efficientface.pipeline.progress import working
+
+TABLES_INSIDE = ("fer2013", "ferplus", "huggingface")  # layouts whose photographs may lie in tables
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,15 @@ def photos_of(source: str, rows: pd.DataFrame, read: Source, classes: tuple[str,
         }
         photos.append(Photo(source, row.file, read.photos.mark(row.file), inherited))
     return photos
+
+
+def stored(root: Path, layout: str, settings: dict[str, Any]) -> Photos:
+    """Where a source's photographs are: in files, or in tables that have to be read again."""
+    if layout not in TABLES_INSIDE:
+        return PhotoFiles(root)
+    rule, aligned = settings.get("label_rule", "majority"), bool(settings.get("aligned"))
+    with working("reading the tables of photographs"):
+        return read_source(root, layout, settings.get("classes"), rule, aligned).photos
 
 
 def digests_of(inputs: Inputs) -> dict[str, str]:

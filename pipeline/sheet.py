@@ -1,6 +1,7 @@
 """A contact sheet of a run's faces: figure 4's question, whether faces show what their label says, on any data."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,16 @@ def some(faces: Faces, count: int, seed: int, split: str | None = None, label: s
         wanted = [f"in split {split}"] * (split is not None) + [f"labelled {label}"] * (label is not None)
         splits = ", ".join(sorted({str(name) for name in faces.split}))
         raise FerError(f"there is no face {' '.join(wanted)} (splits: {splits}); give another --split or --label")
-    # by a hash, not by a generator, whose draws may change between versions
-    keys = [hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in faces.face_id[rows]]
-    order = sorted(range(len(rows)), key=keys.__getitem__)[:count]
-    return {"rows": rows[order], "of": len(rows)}
+    return {"rows": rows[by_chance(faces.face_id[rows], seed)[:count]], "of": len(rows)}
+
+
+def by_chance(ids: Iterable[str], seed: int) -> list[int]:
+    """Places of N ids in an order that is as good as random, the same for the same seed.
+
+    By a hash, not by a generator, whose draws may change between versions.
+    """
+    keys = [hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in ids]
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def caption(faces: Faces, row: int, with_label: bool = True) -> str:

@@ -23,6 +23,7 @@ from efficientface.pipeline.artifact import (
     is_begun,
     is_finished,
     read_manifest,
+    read_sealed,
 )
 from efficientface.pipeline.caches import ONE_FILE
 from efficientface.pipeline.config import AlignConfig, DistillConfig, PretrainConfig, TeachConfig, parse_source
@@ -154,6 +155,43 @@ def evaluation(run: Path, stages: list[Stage]) -> Stage:
         missed += [f"without {', '.join(others)} as now on {unquote(path.stem)}"] if others else []
     detail = f"on {', '.join(unquote(path.stem) for path in files)}" + "".join(f"; {what}" for what in missed)
     return Stage("evaluation", "evaluation", folder, "stale" if missed else "done", detail, {})
+
+
+# What fer evaluate says of every model, and what of that are numbers.
+NUMBERS = ("parameters", "count", "accuracy", "macro_f1", "calibration_error")
+SCORES = (
+    "manifest",
+    "arch",
+    "chosen_on",
+    "accuracy_interval",
+    "macro_f1_interval",
+    "classes",
+    "confusion",
+    "distribution",
+)
+
+
+def results(run: Path) -> dict[str, dict[str, Any]]:
+    """What fer evaluate left, by split; FerError if a file was changed since, or is no such file."""
+    found = {}
+    for path in sorted((run / "evaluation").glob("*.json")):
+        try:
+            result = read_sealed(path)
+        except FerError as error:
+            raise FerError(f"{printable(path.parent)}: {error}") from error
+        try:
+            fits = (
+                isinstance(result["split"], str) and {"count", "images", "classes", "subsets", "seeds"} <= result.keys()
+            )
+            for model in result["models"].values():
+                fits &= {*SCORES, "all_images", "subsets", "trained_on_other_faces"} <= model.keys()
+                fits &= all(isinstance(model[name], int | float) for name in NUMBERS)
+        except (KeyError, TypeError, AttributeError):
+            fits = False
+        if not fits:
+            raise FerError(f"{printable(path)} does not hold what fer evaluate writes; run fer evaluate again")
+        found[result["split"]] = result
+    return found
 
 
 def _judged(path: Path) -> dict[str, Any]:

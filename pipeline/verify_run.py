@@ -18,7 +18,6 @@ from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distribu
 from efficientface.data.faces import STATUSES, classes_of, hash_image, read_table, schema
 from efficientface.data.layouts.files import is_inside
 from efficientface.data.photos import PhotoFiles, Photos, Unreadable
-from efficientface.data.sources import read_source
 from efficientface.pipeline.artifact import (
     MANIFEST,
     MODELS,
@@ -30,6 +29,7 @@ from efficientface.pipeline.artifact import (
     read_sealed,
 )
 from efficientface.pipeline.caches import asked_teachers
+from efficientface.pipeline.photographs import stored
 from efficientface.pipeline.progress import progress, working
 from efficientface.pipeline.status import CHECKPOINT, PLAN, check_is_run, sources_of, subfolders
 from efficientface.pipeline.verify import Report, cache_of, check_bytes, check_cache
@@ -37,7 +37,6 @@ from efficientface.pipeline.verify import Report, cache_of, check_bytes, check_c
 TRAINED_ON = "trained_on.parquet"  # as in label.py, which imports torch
 DUPLICATES = "duplicates.csv"  # as in align.py, which imports the detector
 MISSING = "photographs that are not there any more"
-TABLES_INSIDE = ("fer2013", "ferplus", "huggingface")  # layouts whose photographs may lie in tables
 
 
 @dataclass
@@ -218,7 +217,7 @@ def _photographs(folder: Path, manifest: dict[str, Any], hashes: dict[str, str],
             report.skip("sources", f"sources not checked: {root} is not there")
             continue
         try:
-            photos = _stored(root, str(told.get("layout")), manifest["settings"])
+            photos = stored(root, str(told.get("layout")), manifest["settings"])
         except FerError as error:
             report.add("sources", [str(error)], "")
             continue
@@ -233,15 +232,6 @@ def _photographs(folder: Path, manifest: dict[str, Any], hashes: dict[str, str],
             report.skip("sources", f"sources not checked: {root} holds none of the photographs")
         else:
             report.add("sources", _several(wrong), f"{len(files):,} photographs hashed again below {root}")
-
-
-def _stored(root: Path, layout: str, settings: dict[str, Any]) -> Photos:
-    """Where a source's photographs are: in files, or in tables that have to be read again."""
-    if layout not in TABLES_INSIDE:
-        return PhotoFiles(root)
-    rule, aligned = settings.get("label_rule", "majority"), bool(settings.get("aligned"))
-    with working("reading the tables of photographs"):
-        return read_source(root, layout, settings.get("classes"), rule, aligned).photos
 
 
 def _differs(photos: Photos, root: Path, file: str, stated: str) -> str:

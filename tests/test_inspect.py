@@ -76,14 +76,14 @@ def finish_cache(folder, cached, made_from, parts=1, settings=None):
     return folder
 
 
-def write_model(folder, kind, made_from, settings, model=None, lines=3):
+def write_model(folder, kind, made_from, settings, model=None, lines=3, classes=CLASSES):
     """A teacher or a student; who only asks whether it is there gets a tiny network."""
     folder.mkdir(parents=True)
     model = model or torch.nn.Linear(2, 2)
     line = {"loss": 0.5, "lr": 0.1, "seconds": 2.0, "faces_per_second": 99.5, "val_cross_entropy": 0.5}
     metrics = [{"epoch": k + 1, **line, "val_accuracy": (0.5, 0.75, 0.625)[k % 3]} for k in range(lines)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
-    described = {"arch": "efficientface", "options": {}, "classes": list(CLASSES), "size": 64}
+    described = {"arch": "efficientface", "options": {}, "classes": list(classes), "size": 64}
     finish_model(
         folder,
         kind,
