@@ -42,7 +42,7 @@ from efficientface.pipeline.inputs import Inputs
 from efficientface.pipeline.metrics import SMALLEST, calibration_error
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
-from efficientface.pipeline.train import leads, meet, rank_and_world
+from efficientface.pipeline.ranks import leads, meet, rank_and_world
 
 log = logging.getLogger(__name__)
 
