@@ -123,8 +123,11 @@ def agree(run: Path, settings: dict[str, Any], models: Sequence[Path] = ()) -> N
     try:
         mark = run / f".shared-{all_texts(token)[0]}"
         facts = {"efficientface": __version__, "torch": torch.__version__}
-        for folder in (run / "faces", *models, *([Path(settings["init"])] if settings["init"] else [])):
-            facts[f"{folder}/{MANIFEST}"] = digest_of(folder)[:16] if is_finished(folder) else "none"
+        named = {"faces": run / "faces", **{str(folder): folder for folder in models}}
+        if settings["init"]:
+            named[settings["init"]] = Path(settings["init"])
+        for name, folder in named.items():
+            facts[f"{name}/{MANIFEST}"] = digest_of(folder)[:16] if is_finished(folder) else "none"
         facts |= {name: value for name, value in settings.items() if name not in MACHINE}
         told = [json.loads(text) for text in all_texts(json.dumps([facts, mark.exists()]))]
     finally:
@@ -140,7 +143,7 @@ def agree(run: Path, settings: dict[str, Any], models: Sequence[Path] = ()) -> N
                 )
         if not shared:
             raise FerError(
-                f"{run} is another folder for rank {other} of {world} than for rank 0; give one on a shared disk"
+                f"{run} is another folder for rank {other} of {world} than for rank 0; give one that they share"
             )
 
 
