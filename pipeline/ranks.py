@@ -24,7 +24,7 @@ from efficientface.pipeline.launch import SaidByAnother, meeting_point, numbers
 GATHER = timedelta(minutes=5)  # until all processes have started
 STEP = timedelta(minutes=10)  # between two steps of the same training; a process that has ended is noticed at once
 SHARD = timedelta(days=1)  # until the others have labelled their last shard
-LAST_WORDS = timedelta(seconds=10)  # until all have told why they end
+LAST_WORDS = 10  # seconds until all have told why they end
 
 _stages = count()  # a script may run several: what one left in torchrun's store is not the next one's
 _patient: Any = None  # all ranks, for what takes some of them longer than others
@@ -82,13 +82,14 @@ def is_about_ranks(error: RuntimeError) -> bool:
 def last_words(store: dist.Store, rank: int, world: int, error: Exception) -> FerError:
     """The sentence to end with, after all ranks have told in the store why they end; the lowest that can speaks."""
     words: dict[int, str] = {}
+    keys = [f"ends/{other}" for other in range(world)]
     with suppress(dist.DistError):  # rank 0, which keeps the store of srun's processes, may be gone
-        store.set(f"ends/{rank}", str(error) if isinstance(error, FerError) else "")
+        store.set(keys[rank], str(error) if isinstance(error, FerError) else "")
         if dist.get_backend() == "gloo":
             dist.destroy_process_group()  # what the others wait for will not come
-        keys = [f"ends/{other}" for other in range(world)]
-        with suppress(dist.DistStoreError):
-            store.wait(keys, LAST_WORDS)
+        until = time.monotonic() + LAST_WORDS
+        while not store.check(keys) and time.monotonic() < until:
+            time.sleep(0.1)
         words = {other: store.get(key).decode() for other, key in enumerate(keys) if store.check([key])}
     speaker = min(words, default=rank)
     # torchrun ends all as soon as one has gone, and rank 0's store goes with it
