@@ -30,8 +30,8 @@ from efficientface.pipeline.config import (
     TrainConfig,
     with_preset,
 )
+from efficientface.pipeline.launch import SaidByAnother, speaks
 
-LEADS = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 PATH = click.Path(path_type=Path)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -74,6 +74,8 @@ class FerGroup(click.Group):
         except KeyboardInterrupt as error:
             number = error.args[0] if error.args else signal.SIGINT
             raise Interrupted(number) from error
+        except SaidByAnother:
+            ctx.exit(1)
         except FerError as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:
@@ -217,8 +219,8 @@ def cli() -> None:
     fer teach    faces -> a teacher and every face's label distribution
     fer distill  faces and distributions -> a small student
     """
-    # to stderr; stdout is for results; under torchrun the first process speaks for all
-    logging.basicConfig(level=logging.INFO if LEADS else logging.WARNING, format="%(message)s")
+    # to stderr; stdout is for results; of several processes the first one speaks for all
+    logging.basicConfig(level=logging.INFO if speaks() else logging.WARNING, format="%(message)s")
 
 
 @cli.command()
@@ -889,7 +891,7 @@ def _print(
     csv_rows: list[dict[str, Any]] | None = None,
 ) -> None:
     """A stage's result on stdout, as JSON or as tables, or of its rows those that CSV was asked for."""
-    if not LEADS:
+    if not speaks():
         return
     if csv_rows is not None:
         from efficientface.pipeline.show import flat

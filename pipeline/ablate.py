@@ -20,7 +20,7 @@ from efficientface.pipeline.config import DistillConfig
 from efficientface.pipeline.evaluate import judge
 from efficientface.pipeline.inputs import read_inputs
 from efficientface.pipeline.metrics import mcnemar, share, spread
-from efficientface.pipeline.train import leads, meet
+from efficientface.pipeline.ranks import joined, leads
 
 log = logging.getLogger(__name__)
 
@@ -100,17 +100,17 @@ def run(
     }
     # a seed at a time, so that one is whole before the next begins; tables share students
     queue = {one.name: one for k in range(len(seeds)) for one in (configs[k] for configs in learners.values())}
-    for done, (student_name, one) in enumerate(queue.items(), start=1):
-        log.info("%d of %d: %s", done, len(queue), student_name)
-        distill.run(run, one)
-    result: dict[str, Any] = {}
-    if leads():
-        models = {cell: [one.name for one in learners[cell]] if cell in learners else [TEACHER] for cell in cells}
-        result = report(run, models, split, config.device) | {"seeds": list(seeds), "started": bool(starts)}
-        folder = run / "ablation"
-        make_folder(folder)
-        write_sealed(folder / f"{name}-{split}.json", result)
-    meet()
+    with joined(config.device):
+        for done, (student_name, one) in enumerate(queue.items(), start=1):
+            log.info("%d of %d: %s", done, len(queue), student_name)
+            distill.run(run, one)
+        result: dict[str, Any] = {}
+        if leads():
+            models = {cell: [one.name for one in learners[cell]] if cell in learners else [TEACHER] for cell in cells}
+            result = report(run, models, split, config.device) | {"seeds": list(seeds), "started": bool(starts)}
+            folder = run / "ablation"
+            make_folder(folder)
+            write_sealed(folder / f"{name}-{split}.json", result)
     return result
 
 

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from efficientface import FerError
 
+# Settings that do not change the result: an interrupted training may go on with others.
+MACHINE = ("device", "workers", "preset", "given")
+
 # R, G, B mean and standard deviation (0-1) by which the authors' code normalises each data set
 NORMALISATIONS = {
     "raf-db": ((0.57535914, 0.44928582, 0.40079932), (0.20735591, 0.18981615, 0.18132027)),

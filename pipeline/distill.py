@@ -27,27 +27,15 @@ from efficientface.pipeline.checkpoint import (
     network_options,
     trained_before,
 )
-from efficientface.pipeline.config import DistillConfig
+from efficientface.pipeline.config import MACHINE, DistillConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
 from efficientface.pipeline.label import class_order
 from efficientface.pipeline.losses import distribution_loss, tempered_divergence
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
-from efficientface.pipeline.train import (
-    MACHINE,
-    Lesson,
-    Lessons,
-    Loss,
-    fit,
-    free_crops,
-    join_ranks,
-    label_lessons,
-    label_objective,
-    leads,
-    meet,
-    writing,
-)
+from efficientface.pipeline.ranks import agree, joined, leads, meet, writing
+from efficientface.pipeline.train import Lesson, Lessons, Loss, fit, free_crops, label_lessons, label_objective
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +45,15 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
 
     LDL and KL read RUN/distributions (or distributions-CACHE); SLL needs faces/ alone.
     """
-    prepare(config.device)
-    network_options(config.arch, config.modulation)  # what cannot be is told before anything is read
-    join_ranks(config.device)
-    inputs = read_inputs(run)
-    folder = run / "students" / (config.name or config.loss)
-    with writing(folder, run, "fer distill", "give --name to train beside it"):
-        return write_student(inputs, run, folder, config)
+    with joined(config.device) as device:
+        config = replace(config, device=device)
+        prepare(device)
+        network_options(config.arch, config.modulation)  # what cannot be is told before anything is read
+        inputs = read_inputs(run)
+        agree(run, asdict(config))
+        folder = run / "students" / (config.name or config.loss)
+        with writing(folder, run, "fer distill", "give --name to train beside it"):
+            return write_student(inputs, run, folder, config)
 
 
 def write_student(inputs: Inputs, run: Path, folder: Path, config: DistillConfig) -> dict[str, Any]:

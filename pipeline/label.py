@@ -42,7 +42,7 @@ from efficientface.pipeline.inputs import Inputs
 from efficientface.pipeline.metrics import SMALLEST, calibration_error
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
-from efficientface.pipeline.train import leads, meet, rank_and_world
+from efficientface.pipeline.ranks import leads, meet, rank_and_world
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def cache_distributions(
     with progress("labelling", teachers.answers(fold) if teachers else len(faces)) as advance:
         for k, name in enumerate(names):
             rows = np.arange(k * config.shard_faces, min((k + 1) * config.shard_faces, len(faces)))
-            if (out / name).exists() or k % world != rank:
+            if k % world != rank or (out / name).exists():
                 advance(teachers.answers(fold[rows]) if teachers else len(rows))
                 continue
             part = faces.select(rows)
@@ -269,7 +269,7 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
     rank, world = rank_and_world()
     with progress("labelling", teachers.answers(cache.read(views=False).fold)) as advance:
         for k, old in enumerate(cache.shards):
-            if (made / names[k]).exists() or (out / names[k]).exists() or k % world != rank:
+            if k % world != rank or (made / names[k]).exists() or (out / names[k]).exists():
                 continue
             made.mkdir(parents=True, exist_ok=True)
             part = cache.read_shard(old).in_order_of(inputs.faces.classes, str(out))

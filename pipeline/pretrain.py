@@ -17,10 +17,11 @@ from efficientface.pipeline.checkpoint import (
     network_options,
     trained_before,
 )
-from efficientface.pipeline.config import PretrainConfig
+from efficientface.pipeline.config import MACHINE, PretrainConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
-from efficientface.pipeline.train import MACHINE, fit, join_ranks, label_lessons, label_objective, leads, meet, writing
+from efficientface.pipeline.ranks import agree, joined, leads, meet, writing
+from efficientface.pipeline.train import fit, label_lessons, label_objective
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +31,21 @@ def run(run: Path, config: PretrainConfig) -> dict[str, Any]:
 
     Only layout `identities` labels people. They are told apart on other pictures of the same people, split val.
     """
-    prepare(config.device)
-    network_options(config.arch, config.modulation)  # what cannot be is told before anything is read
-    inputs = read_inputs(run)
-    layout = inputs.manifest["settings"].get("layout")
-    if layout != "identities":
-        raise FerError(
-            f"{inputs.folder} has labels that are no people's names (layout {layout or 'recognised by itself'}); "
-            "run fer align SOURCE RUN --layout identities first"
-        )
-    join_ranks(config.device)
-    folder = run / "identities" / (config.name or config.arch)
-    with writing(folder, run, "fer pretrain", "give --name to train beside it"):
-        return write_network(inputs, folder, config)
+    with joined(config.device) as device:
+        config = replace(config, device=device)
+        prepare(device)
+        network_options(config.arch, config.modulation)  # what cannot be is told before anything is read
+        inputs = read_inputs(run)
+        layout = inputs.manifest["settings"].get("layout")
+        if layout != "identities":
+            raise FerError(
+                f"{inputs.folder} has labels that are no people's names (layout {layout or 'recognised by itself'}); "
+                "run fer align SOURCE RUN --layout identities first"
+            )
+        agree(run, asdict(config))
+        folder = run / "identities" / (config.name or config.arch)
+        with writing(folder, run, "fer pretrain", "give --name to train beside it"):
+            return write_network(inputs, folder, config)
 
 
 def write_network(inputs: Inputs, folder: Path, config: PretrainConfig) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from efficientface.pipeline.launch import speaks
+
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "faces") -> Iterator[Callable[[int], None]]:
@@ -18,7 +20,7 @@ def progress(what: str, total: int, unit: str = "faces") -> Iterator[Callable[[i
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (console.is_terminal and speaks())) as bar:
         task = bar.add_task(what, total=total, rate="")
 
         def advance(count: int) -> None:

@@ -22,12 +22,13 @@ from efficientface.pipeline.artifact import (
     replacing,
 )
 from efficientface.pipeline.checkpoint import finish_model, fresh_model, init_reference, network_options, trained_before
-from efficientface.pipeline.config import DistillConfig, TeachConfig, parse_source
+from efficientface.pipeline.config import MACHINE, DistillConfig, TeachConfig, parse_source
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.folds import assign_folds
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
 from efficientface.pipeline.label import TRAINED_ON, add_views, cache_distributions, check_source
-from efficientface.pipeline.train import MACHINE, fit, join_ranks, label_lessons, label_objective, leads, meet, writing
+from efficientface.pipeline.ranks import agree, joined, leads, meet, writing
+from efficientface.pipeline.train import fit, label_lessons, label_objective
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +43,16 @@ def run(run: Path, config: TeachConfig, checkpoints: Sequence[Path] = (), more_v
     With folds RUN/teacher/fold-K are trained, and each answers for the faces it has not seen. `more_views` only adds
     views to a finished cache. Returns the teacher's accuracy on validation, the faces and views cached, and where.
     """
-    prepare(config.device)
-    join_ranks(config.device)
-    inputs = read_inputs(run)
-    check_source(inputs, config.source)
-    (check_hdf5_names if config.format == "hdf5" else check_class_names)(inputs.faces.classes)
-    out = run / (f"distributions-{config.cache}" if config.cache else "distributions")
-    with writing(out, run, "fer teach", "give --cache NAME to write beside it"):
-        return write_cache(inputs, run, out, config, checkpoints, more_views)
+    with joined(config.device) as device:
+        config = replace(config, device=device)
+        prepare(device)
+        inputs = read_inputs(run)
+        check_source(inputs, config.source)
+        (check_hdf5_names if config.format == "hdf5" else check_class_names)(inputs.faces.classes)
+        agree(run, {**asdict(config), "add_views": more_views}, checkpoints)
+        out = run / (f"distributions-{config.cache}" if config.cache else "distributions")
+        with writing(out, run, "fer teach", "give --cache NAME to write beside it"):
+            return write_cache(inputs, run, out, config, checkpoints, more_views)
 
 
 def write_cache(

@@ -1,7 +1,7 @@
 """The training loop, one for all networks: SGD on distributions or labels, best epoch by validation, exact resume.
 
-Under torchrun every rank takes its slice of each global batch; ranks agree on everything else by computing it
-from (seed, epoch).
+Of several processes (ranks.py) each takes its slice of each global batch; they agree on everything else by computing it
+from (seed, epoch), and end with the weights that one process ends with.
 """
 
 import json
@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,18 +24,19 @@ from efficientface import FerError
 from efficientface.data.batches import canonical, normalise, view_batches
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
-from efficientface.pipeline.artifact import alone, write_text
+from efficientface.models.batch_norm import BatchNormOfAllRanks
+from efficientface.pipeline.artifact import write_text
 from efficientface.pipeline.checkpoint import CHECKPOINT, METRICS, Checkpoint
-from efficientface.pipeline.config import TrainConfig
+from efficientface.pipeline.config import MACHINE, TrainConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.losses import balanced_weights, label_loss
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
+from efficientface.pipeline.ranks import rank_and_world
 
 log = logging.getLogger(__name__)
 
-# Settings that do not change the result: an interrupted training may go on with others.
-MACHINE = ("device", "workers", "preset", "given")
+JUDGED = 256  # faces in one forward pass of judging, which one rank does whole
 
 
 class Lesson(NamedTuple):
@@ -68,11 +69,11 @@ def fit(
     and whatever must be the same when an interrupted training goes on. Writes metrics.jsonl and, an epoch at a time,
     a checkpoint to `folder`; the checkpoint is the caller's to remove when the artifact is finished.
     """
-    join_ranks(config.device)
     rank, world = rank_and_world()
     device = prepare(config.device)
     model = model.to(device).to(memory_format=torch.channels_last)
-    parallel = DistributedDataParallel(model) if world > 1 else model
+    # batch norm's running statistics are the same on all ranks already
+    parallel = DistributedDataParallel(model, forward_sync_buffers=False) if world > 1 else model
     optimizer = torch.optim.SGD(
         model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
@@ -105,11 +106,7 @@ def fit(
         )
         shown += np.bincount(rows, minlength=len(train))
         trained = time.perf_counter() - started
-        # the leading rank judges for all: batch norm's statistics differ between ranks
-        verdict = [judge_epoch(model, judge, config, facts) if rank == 0 else None]
-        if world > 1:
-            dist.broadcast_object_list(verdict)
-        accuracy, entropy = verdict[0]  # type: ignore[misc]
+        accuracy, entropy = judge_epoch(model, judge, config, facts)
         lines.append(
             {
                 "epoch": epoch + 1,
@@ -154,8 +151,9 @@ def train_epoch(
     # dropout and the like draw from torch's generator: keyed by the epoch, a resumed training draws the same
     torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1, np.uint64)[0]))
     model.train()
-    batches = global_batches(len(rows), config.batch_size, world)
-    mine = [places[rank::world] for places in batches]
+    batches = global_batches(len(rows), config.batch_size)
+    # where a batch has fewer faces than there are ranks, those left over run along with its first face
+    mine = [places[rank::world] if rank < len(places) else places[:1] for places in batches]
     targets = torch.from_numpy(lesson.targets)
     views = view_batches(faces, mine, lesson.boxes, lesson.flips, config.size, config.workers, rows)
     total = torch.zeros((), device=config.device)
@@ -163,10 +161,12 @@ def train_epoch(
         for step, (places, images) in enumerate(views):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, epoch + step / len(batches))
-            with autocast(config.device, config.precision):
+            counts = rank < len(batches[step])
+            joint = BatchNormOfAllRanks(counts) if world > 1 else nullcontext()
+            with joint, autocast(config.device, config.precision):
                 logits = model(normalise(images.to(config.device, non_blocking=True), facts["mean"], facts["std"]))
             # DistributedDataParallel averages over ranks; slices may differ by one face
-            weight = len(places) * world / len(batches[step])
+            weight = counts * len(places) * world / len(batches[step])
             batch_loss = loss(logits.float(), targets[places].to(config.device)) * weight
             optimizer.zero_grad()
             scaler.scale(batch_loss).backward()
@@ -183,15 +183,22 @@ def train_epoch(
 
 
 def judge_epoch(model: nn.Module, faces: Faces, config: TrainConfig, facts: dict[str, Any]) -> tuple[float, float]:
-    """Accuracy (0-1) and cross-entropy (nats) of the canonical views against the labels.
+    """Accuracy (0-1) and cross-entropy (nats) of the canonical views against the labels; each rank asks about its part.
 
     In the first epochs batch norm's running statistics can be so far off that an answer overflows: it counts as wrong.
     """
-    boxes, flips = canonical(len(faces), facts["crop"])
-    answers = predict(
-        model, faces, boxes, flips,
-        size=config.size, mean=facts["mean"], std=facts["std"], device=config.device, batch=256, workers=config.workers,
-    )[:, 0]  # fmt: skip
+    rank, world = rank_and_world()
+    rows = np.arange(len(faces))
+    mine = rows[rows // JUDGED % world == rank]
+    answers = np.zeros((len(faces), len(faces.classes)), np.float32)
+    if len(mine):
+        answers[mine] = predict(
+            model, faces, *canonical(len(mine), facts["crop"]), shown=mine,
+            size=config.size, mean=facts["mean"], std=facts["std"],
+            device=config.device, batch=JUDGED, workers=config.workers,
+        )[:, 0]  # fmt: skip
+    if world > 1:
+        dist.all_reduce(torch.from_numpy(answers))
     sound = np.isfinite(answers).all(1)
     chosen = np.where(sound, answers[np.arange(len(faces)), faces.label], 0)
     accuracy = float((sound & (answers.argmax(1) == faces.label)).mean())
@@ -256,14 +263,14 @@ def label_objective(train: Faces, config: TrainConfig, scale: float) -> Loss:
     return lambda logits, label: label_loss(logits, label, config.label_smoothing, weights) * scale
 
 
-def global_batches(count: int, batch_size: int, world: int = 1) -> list[np.ndarray]:
-    """The places 0 to count - 1 in batches.
+def global_batches(count: int, batch_size: int) -> list[np.ndarray]:
+    """The places 0 to count - 1 in batches, whatever the number of ranks.
 
-    A last batch with fewer than two faces a rank joins the one before: batch norm cannot train on a single face.
+    A last face alone joins the batch before: batch norm cannot train on a single face.
     """
     order = np.arange(count)
     batches = [order[k : k + batch_size] for k in range(0, count, batch_size)]
-    if len(batches) > 1 and len(batches[-1]) < 2 * world:
+    if len(batches) > 1 and len(batches[-1]) < 2:
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
 
@@ -286,34 +293,6 @@ def autocast(device: str, precision: str) -> torch.autocast:
     """Mixed precision for the forward pass; weights and their updates stay fp32."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(torch.device(device).type, dtype, enabled=precision != "fp32")
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many there are: 0 of 1 unless torchrun started it."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def leads() -> bool:
-    """Whether this process writes what all ranks have made; alone, it does."""
-    return rank_and_world()[0] == 0
-
-
-def writing(folder: Path, run: Path, stage: str, otherwise: str) -> AbstractContextManager[None]:
-    """`alone` while an artifact of `run` is made; of torchrun's processes the first one speaks for all."""
-    lock = run / f".{'-'.join(folder.relative_to(run).parts)}.lock"
-    return alone(folder, lock, stage, otherwise) if leads() else nullcontext()
-
-
-def meet() -> None:
-    """Wait until every rank has come here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def join_ranks(device: str) -> None:
-    """Join torchrun's process group if torchrun started this process."""
-    if dist.is_torchelastic_launched() and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
 
 
 def _other_settings(path: Path, stored: dict[str, Any], given: dict[str, Any]) -> FerError:
