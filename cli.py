@@ -25,6 +25,7 @@ from efficientface.pipeline.config import (
     PretrainConfig,
     TeachConfig,
     TrainConfig,
+    parse_job,
     with_preset,
 )
 
@@ -139,6 +140,12 @@ def one_network(config: type[TrainConfig]) -> Callable[[Command], Command]:
 
 ADDING = ("cache", "device", "workers")  # options that --add-views heeds
 
+SHARD = click.option(
+    "--shard",
+    "job",
+    metavar="I/N",
+    help="Make only the files of job I of N, counted from 1; fer merge finishes when all are done.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
@@ -210,11 +217,19 @@ def cli() -> None:
 @setting(AlignConfig, "encode", "How faces are stored.", type=click.Choice(["jpeg", "png"]))
 @setting(AlignConfig, "min_face", "Smallest face taken, pixels of the photograph.")
 @setting(AlignConfig, "workers", "Threads that detect; 0 is one a core.")
+@setting(AlignConfig, "shard_faces", "Photographs in a file: what a job or a worker does at a time.")
 @setting(AlignConfig, "seed", "Seeds the carving of splits.")
 @click.option("--replace", is_flag=True, help="Remove what RUN/faces holds and start over.")
+@SHARD
 @JSON
 def align(
-    sources: tuple[str, ...], run: Path, as_json: bool, classes: str | None, replace: bool, **options: Any
+    sources: tuple[str, ...],
+    run: Path,
+    as_json: bool,
+    classes: str | None,
+    replace: bool,
+    job: str | None,
+    **options: Any,
 ) -> None:
     """Detect and align the faces of SOURCE (a data set's folder, or a CSV or Parquet table) into RUN/faces.
 
@@ -230,8 +245,9 @@ def align(
     from efficientface.pipeline.photographs import named_sources
 
     names = tuple(name.strip() for name in classes.split(",")) if classes else None
-    result = stage.run(named_sources(sources), run, AlignConfig(classes=names, **options), replace)
-    _print(result, as_json, show.alignment)
+    config = AlignConfig(classes=names, **options)
+    result = stage.run(named_sources(sources), run, config, replace, parse_job(job) if job else None)
+    _print(result, as_json, show.facts if "next" in result else show.alignment)
 
 
 @cli.command()
@@ -252,6 +268,9 @@ def align(
     help="A finished teacher's folder: no training, ask this one. Several are averaged.",
 )
 @setting(TeachConfig, "label_batch", "Views in one forward pass while labelling.")
+@setting(TeachConfig, "shard_faces", "Faces in a file: what a job or a worker does at a time.")
+@click.option("--train-only", is_flag=True, help="Stop when the teacher is trained; --shard needs it so.")
+@SHARD
 @PRESET
 @training_settings(TeachConfig)
 @one_network(TeachConfig)
@@ -260,6 +279,8 @@ def teach(
     run: Path,
     checkpoints: tuple[Path, ...],
     more_views: int | None,
+    train_only: bool,
+    job: str | None,
     preset: str | None,
     as_json: bool,
     **options: Any,
@@ -278,11 +299,33 @@ def teach(
 
     if more_views and (others := [n for n in _typed() if n not in ("run", "more_views", "as_json", *ADDING)]):
         named = ", ".join(
-            f"--{name.rstrip('s') if name == 'checkpoints' else name}".replace("_", "-") for name in others
+            f"--{ {'checkpoints': 'checkpoint', 'job': 'shard'}.get(name, name) }".replace("_", "-") for name in others
         )
         raise FerError(f"--add-views adds to a finished cache by the settings that it has; leave out {named}")
+    if train_only and job:
+        raise FerError("--train-only trains and --shard only asks teachers; give one of them")
     config = configured(TeachConfig, preset, options, settings_before(run, options["cache"]))
-    _print(stage.run(run, config, checkpoints, more_views or 0), as_json, show.facts)
+    result = stage.run(run, config, checkpoints, more_views or 0, train_only, parse_job(job) if job else None)
+    _print(result, as_json, show.facts)
+
+
+@cli.command()
+@click.argument("run", type=PATH)
+@click.argument("others", type=PATH, nargs=-1, metavar="[OTHER]...")
+@JSON
+def merge(run: Path, others: tuple[Path, ...], as_json: bool) -> None:
+    """Finish what the jobs of fer align --shard or fer teach --shard have made in RUN, or each in a copy, OTHER.
+
+    The result is that of one process. While a job's files are missing, nothing is written.
+
+    \b
+    Example:
+        fer merge runs/first
+        fer merge runs/first runs/first-of-node-2
+    """
+    from efficientface.pipeline import merge as stage
+
+    _print(stage.run(run, others), as_json, stage.tables)
 
 
 @cli.command()

@@ -8,12 +8,15 @@ import glob
 import hashlib
 import json
 import os
+import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from efficientface import FerError
+from efficientface.pipeline.config import Job
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -27,12 +30,16 @@ STAGE_OF = {
     "identities": "fer pretrain",
 }
 MODELS = ("teacher", "student", "identities")  # kinds that are a network with its weights
+HOST = re.sub(r"\W", "-", socket.gethostname()) or "-"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary sibling to write to; it becomes `path` in one rename, or vanishes if the body fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Give a temporary sibling to write to; it becomes `path` in one rename, or vanishes if the body fails.
+
+    Its name is nobody else's: on a cluster several machines, or threads of a process, may make the same file at once.
+    """
+    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.{HOST}.{os.getpid()}.part")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if not _is_alive(left):  # of a process that was killed
             left.unlink(missing_ok=True)
@@ -65,14 +72,33 @@ def alone(folder: Path, lock: Path, stage: str, otherwise: str) -> Iterator[None
         held.release()
 
 
+@contextmanager
+def among(folder: Path, lock: Path, job: Job, stage: str, otherwise: str) -> Iterator[None]:
+    """Hold the lock file together with the other jobs that write to `folder`, each with shards of its own.
+
+    FerError if a process that writes all of it holds the lock, or another one the same job.
+    """
+    import fcntl
+
+    own = lock.with_name(f"{lock.stem}-{job.number}-of-{job.of}.lock")
+    with alone(folder, own, f"{stage} --shard {job}", otherwise), open(lock, "a+") as shared:
+        try:
+            fcntl.flock(shared, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FerError(f"another {stage} is writing {folder}; wait for it, or {otherwise}") from error
+        yield
+
+
 def is_part(path: Path) -> bool:
     """Whether a file is one that `replacing` had not finished."""
     return path.name.startswith(".") and path.name.endswith(".part")
 
 
 def _is_alive(part: Path) -> bool:
-    """Whether the process whose number a temporary file's name holds is there; the file of another user's is."""
-    number = part.name.split(".")[-2]
+    """Whether the process that a temporary file's name holds is there; another user's and another machine's are."""
+    host, number = part.name.split(".")[-3:-1]
+    if host != HOST:
+        return True
     try:
         os.kill(int(number), 0)
     except (ProcessLookupError, ValueError, OverflowError):
