@@ -22,6 +22,7 @@ from efficientface.pipeline.config import (
     AlignConfig,
     DemoConfig,
     DistillConfig,
+    Job,
     PretrainConfig,
     TeachConfig,
     TrainConfig,
@@ -146,6 +147,11 @@ SHARD = click.option(
     metavar="I/N",
     help="Make only the files of job I of N, counted from 1; fer merge finishes when all are done.",
 )
+CLUSTER = click.option(
+    "--cluster",
+    metavar="WHERE",
+    help="Make files on a Dask cluster: local, or a scheduler's address, tcp://HOST:8786 (needs the extra `cluster`).",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
@@ -216,11 +222,12 @@ def cli() -> None:
 @setting(AlignConfig, "eye_distance", "Distance of the eyes as a share of the crop's width; more is tighter.")
 @setting(AlignConfig, "encode", "How faces are stored.", type=click.Choice(["jpeg", "png"]))
 @setting(AlignConfig, "min_face", "Smallest face taken, pixels of the photograph.")
-@setting(AlignConfig, "workers", "Threads that detect; 0 is one a core.")
+@setting(AlignConfig, "workers", "Threads that detect, with --cluster local processes; 0 is one a core.")
 @setting(AlignConfig, "shard_faces", "Photographs in a file: what a job or a worker does at a time.")
 @setting(AlignConfig, "seed", "Seeds the carving of splits.")
 @click.option("--replace", is_flag=True, help="Remove what RUN/faces holds and start over.")
 @SHARD
+@CLUSTER
 @JSON
 def align(
     sources: tuple[str, ...],
@@ -229,6 +236,7 @@ def align(
     classes: str | None,
     replace: bool,
     job: str | None,
+    cluster: str | None,
     **options: Any,
 ) -> None:
     """Detect and align the faces of SOURCE (a data set's folder, or a CSV or Parquet table) into RUN/faces.
@@ -246,7 +254,7 @@ def align(
 
     names = tuple(name.strip() for name in classes.split(",")) if classes else None
     config = AlignConfig(classes=names, **options)
-    result = stage.run(named_sources(sources), run, config, replace, parse_job(job) if job else None)
+    result = stage.run(named_sources(sources), run, config, replace, _job(job, cluster), cluster or "")
     _print(result, as_json, show.facts if "next" in result else show.alignment)
 
 
@@ -271,6 +279,7 @@ def align(
 @setting(TeachConfig, "shard_faces", "Faces in a file: what a job or a worker does at a time.")
 @click.option("--train-only", is_flag=True, help="Stop when the teacher is trained; --shard needs it so.")
 @SHARD
+@CLUSTER
 @PRESET
 @training_settings(TeachConfig)
 @one_network(TeachConfig)
@@ -281,6 +290,7 @@ def teach(
     more_views: int | None,
     train_only: bool,
     job: str | None,
+    cluster: str | None,
     preset: str | None,
     as_json: bool,
     **options: Any,
@@ -305,8 +315,15 @@ def teach(
     if train_only and job:
         raise FerError("--train-only trains and --shard only asks teachers; give one of them")
     config = configured(TeachConfig, preset, options, settings_before(run, options["cache"]))
-    result = stage.run(run, config, checkpoints, more_views or 0, train_only, parse_job(job) if job else None)
+    result = stage.run(run, config, checkpoints, more_views or 0, train_only, _job(job, cluster), cluster or "")
     _print(result, as_json, show.facts)
+
+
+def _job(text: str | None, cluster: str | None) -> Job | None:
+    """What --shard says; --cluster divides the work by itself."""
+    if text and cluster:
+        raise FerError("--shard is for machines without a cluster, and --cluster divides the files by itself; give one")
+    return parse_job(text) if text else None
 
 
 @cli.command()

@@ -9,8 +9,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -35,10 +36,12 @@ from efficientface.data.layouts.files import plural
 from efficientface.data.photos import Photos, Unreadable, decode_photo, is_grey
 from efficientface.pipeline.artifact import (
     DIGEST,
+    HOST,
     MANIFEST,
     alone,
     among,
     check_files,
+    digest_file,
     is_finished,
     is_part,
     make_folder,
@@ -48,6 +51,7 @@ from efficientface.pipeline.artifact import (
     write_manifest,
     write_text,
 )
+from efficientface.pipeline.cluster import carry_out, check_seen, connected
 from efficientface.pipeline.config import AlignConfig, Job
 from efficientface.pipeline.jobs import JOBS, refuse_other_job
 from efficientface.pipeline.photographs import Inputs, Photo, digest_of_all, digests_of, read_inputs
@@ -67,16 +71,29 @@ ANEW, FORMER = ".faces.anew", ".faces.former"  # in the run folder, while finish
 
 
 def run(
-    source: Path | dict[str, Path], run: Path, config: AlignConfig, replace: bool = False, job: Job | None = None
+    source: Path | dict[str, Path],
+    run: Path,
+    config: AlignConfig,
+    replace: bool = False,
+    job: Job | None = None,
+    cluster: str = "",
 ) -> dict[str, Any]:
     """Write RUN/faces: a row for every face, and one for every photograph that gave none.
 
     Several sources are given by name; `NAME/` then begins the ids of their faces. Interrupted, it
     goes on with the shards that are missing; finished, it returns what it returned then, unless `replace` says to
     start over. Returns counts of photographs and of faces (by status, split and label), duplicates between splits,
-    notes about the sources, seconds. With `job` only the shards of that job are made, and counted; `merge` does the
-    rest.
+    notes about the sources, seconds. With `job` only the shards of that job are made, and counted; merge.py does the
+    rest. `cluster`, see cluster.py, is where shards are made, if not here.
     """
+    with connected(cluster, config.workers) if cluster else nullcontext() as client:
+        return write_faces(source, run, config, replace, job, client)
+
+
+def write_faces(
+    source: Path | dict[str, Path], run: Path, config: AlignConfig, replace: bool, job: Job | None, client: Any
+) -> dict[str, Any]:
+    """As run; `client` is one of Dask, or None."""
     began = time.monotonic()
     sources = source if isinstance(source, dict) else {"": source}
     if job is not None and replace:
@@ -90,7 +107,7 @@ def run(
             if not is_finished(folder):
                 with FileLock(run / PLAN_LOCK):
                     begin(folder, plan, job)
-                write_shards(folder, inputs, plan, config, job)
+                write_shards(folder, inputs, plan, config, job, client)
                 return part_summary(folder, plan, job, began)
             facts = finished(folder, plan)
             log.info("%s: already aligned", folder)
@@ -113,7 +130,7 @@ def run(
                 for note in inputs.notes:
                     log.info("%s", note)
                 begin(work, plan)
-                write_shards(work, inputs, plan, config)
+                write_shards(work, inputs, plan, config, None, client)
                 facts = finish(work, run, plan)
             swap(run)
         except FerError:
@@ -268,21 +285,78 @@ def finish(folder: Path, run: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_shards(
-    folder: Path, inputs: Inputs, plan: dict[str, Any], config: AlignConfig, job: Job | None = None
+    folder: Path, inputs: Inputs, plan: dict[str, Any], config: AlignConfig, job: Job | None, client: Any
 ) -> None:
     """Align all photographs, or those of a job, `config.shard_faces` a file; files that are there already are kept."""
-    workers = config.workers or os.cpu_count() or 1
     stores = {name: read.photos for name, read in inputs.sources.items()}
-    detector = None if config.aligned else Detector()
-    aligner = Aligner(stores, config, detector, template(config.crop, config.eye_distance))
     portions = portions_of(inputs, plan, job)
-    with threads(workers) as pool, progress("aligning", sum(map(len, portions.values())), unit="images") as advance:
-        for name, portion in portions.items():
-            if is_done(folder / name, plan["digest"]):
-                advance(len(portion))
-                continue
-            done = in_order(pool, aligner, portion, window=8 * workers)
-            write_shard(folder / name, done, inputs.classes, plan["digest"], advance)
+    with progress("aligning", sum(map(len, portions.values())), unit="images") as advance:
+        for name in [name for name in portions if is_done(folder / name, plan["digest"])]:
+            advance(len(portions.pop(name)))
+        if client is not None:
+            seen = (folder / PLAN).absolute(), digest_file(folder / PLAN)
+            about = (inputs.classes, plan["digest"], config, seen)
+            carry_out(
+                client, (portion_task(name, photos, stores, *about) for name, photos in portions.items()), advance
+            )
+            return
+        workers = config.workers or os.cpu_count() or 1
+        aligner = aligner_of(stores, config)
+        with threads(workers) as pool:
+            for name, photos in portions.items():
+                done = in_order(pool, aligner, photos, window=8 * workers)
+                write_shard(folder / name, done, inputs.classes, plan["digest"], advance)
+
+
+@dataclass(frozen=True)
+class PortionTask:
+    """One shard, for a worker on a cluster."""
+
+    name: str
+    photos: Sequence[Photo]
+    stores: dict[str, Photos]
+    classes: tuple[str, ...]
+    plan: str
+    config: AlignConfig
+    seen: tuple[Path, str]  # the plan's file, beside which the shard belongs, and its digest
+
+    @property
+    def size(self) -> int:
+        return len(self.photos)
+
+    def make(self) -> None:
+        path, digest = self.seen
+        check_seen(path, digest)
+        if is_done(path.with_name(self.name), self.plan):
+            return
+        first = self.photos[0]
+        if self.stores[first.source].mark(first.file) != first.mark:
+            raise FerError(
+                f"the worker on {HOST} does not see {first.name} as it is here; give sources that all machines share"
+            )
+        cv2.setNumThreads(1)
+        aligner = aligner_of(self.stores, self.config)
+        done = ((photo, aligner.rows(photo)) for photo in self.photos)
+        write_shard(path.with_name(self.name), done, self.classes, self.plan, lambda count: None)
+
+
+def portion_task(name: str, photos: Sequence[Photo], stores: dict[str, Photos], *about: Any) -> PortionTask:
+    """The task with what its photographs need and no more: it is sent."""
+    files: dict[str, list[str]] = {}
+    for photo in photos:
+        files.setdefault(photo.source, []).append(photo.file)
+    return PortionTask(name, photos, {source: stores[source].only(own) for source, own in files.items()}, *about)
+
+
+def aligner_of(stores: dict[str, Photos], config: AlignConfig) -> "Aligner":
+    """What makes faces by these settings; one detector serves a whole process."""
+    detector = None if config.aligned else detector_once()
+    return Aligner(stores, config, detector, template(config.crop, config.eye_distance))
+
+
+@lru_cache(maxsize=1)
+def detector_once() -> Detector:
+    return Detector()
 
 
 def portions_of(inputs: Inputs, plan: dict[str, Any], job: Job | None = None) -> dict[str, Sequence[Photo]]:
@@ -439,8 +513,7 @@ def aligner_as(settings: dict[str, Any], store: Photos, **given: Any) -> Aligner
     """What makes faces as a run with these settings of its manifest has them; `given` win."""
     names = ("crop", "eye_distance", "min_face", "keep", "aligned", "encode")
     config = AlignConfig(**{**{name: settings[name] for name in names if name in settings}, **given})
-    detector = None if config.aligned else Detector()
-    return Aligner({"": store}, config, detector, template(config.crop, config.eye_distance))
+    return aligner_of({"": store}, config)
 
 
 def cut(image: np.ndarray, matrix: np.ndarray, crop: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from efficientface import FerError
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, tempered
 from efficientface.cache.parquet import read_shards, write_shard
 from efficientface.data.batches import canonical
-from efficientface.data.faces import Faces
+from efficientface.data.faces import Faces, read_faces
 from efficientface.data.views import draw_views
 from efficientface.pipeline.artifact import (
+    MANIFEST,
     check_files,
+    data_files,
     describe,
+    digest_file,
     digest_of,
     is_finished,
     is_part,
@@ -40,7 +44,9 @@ from efficientface.pipeline.artifact import (
 )
 from efficientface.pipeline.caches import ONE_FILE, asked_teachers, assemble, open_cache
 from efficientface.pipeline.checkpoint import load_model
+from efficientface.pipeline.cluster import carry_out, check_seen
 from efficientface.pipeline.config import Job, TeachConfig, parse_source
+from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs
 from efficientface.pipeline.jobs import JOBS, refuse_other_job
 from efficientface.pipeline.metrics import SMALLEST, calibration_error
@@ -135,12 +141,14 @@ def cache_distributions(
     out: Path,
     config: TeachConfig,
     job: Job | None = None,
+    client: Any = None,
 ) -> dict[str, Any]:
     """Write the canonical distribution and V replay views of every usable face to `out`, a shard at a time.
 
     folders: the teachers that the source asks, none if it asks none; fold: (N,) of each face the teacher that has not
     seen it, see folds.py, None without folds. Faces that the source says nothing about (no votes, no label) are
-    left out, and counted. With `job` only the shards of that job are made; merge.py does the rest.
+    left out, and counted. With `job` only the shards of that job are made; merge.py does the rest. `client`, of Dask,
+    has them made by its workers.
     """
     weights = parse_source(config.source)
     if config.views and not folders:
@@ -199,14 +207,20 @@ def cache_distributions(
     labeller = Labeller(teachers, weights.get("ldg", 0.0), settings, inputs.facts["crop"])
     rank, world = rank_and_world()
     log.info("distributions: %s views of %s faces", f"{len(faces) * (1 + settings['views']):,}", f"{len(faces):,}")
+    tasks = []
     with progress("labelling", labeller.answers(fold)) as advance:
         for k, name in enumerate(shard_names(plan)):
             rows = np.arange(k * config.shard_faces, min((k + 1) * config.shard_faces, len(faces)))
             mine = job.has(k) if job is not None else k % world == rank
             if (out / name).exists() or not mine:
                 advance(labeller.answers(fold[rows]))
-                continue
-            labeller.write(out / name, faces.select(rows), known[rows], fold[rows], advance)
+            elif client is not None:
+                tasks.append((name, rows))
+            else:
+                labeller.write(out / name, faces.select(rows), known[rows], fold[rows], advance)
+        if tasks:
+            send = Sender(inputs, faces, known, fold, labeller, out)
+            carry_out(client, (send.task(name, rows) for name, rows in tasks), advance)
     if job is not None:
         return {
             "distributions": str(out),
@@ -248,6 +262,76 @@ class Labeller:
         shard.check(path.name)
         with replacing(path) as part_file:
             write_shard(shard, part_file)
+
+
+class Sender:
+    """Makes tasks for the workers of a cluster: they read faces and teachers themselves."""
+
+    def __init__(
+        self, inputs: Inputs, faces: Faces, known: np.ndarray, fold: np.ndarray, labeller: Labeller, out: Path
+    ):
+        self.faces, self.known, self.fold, self.labeller, self.out = faces, known, fold, labeller, out
+        self.files = [file.absolute() for file in data_files(inputs.folder, inputs.manifest)]
+        self.ends = np.cumsum([pq.read_metadata(file).num_rows for file in self.files])
+        teachers = labeller.teachers
+        self.folders = tuple(folder.absolute() for folder in teachers.folders) if teachers else ()
+        seen = [out.absolute() / PLAN, *(folder / MANIFEST for folder in (self.files[0].parent, *self.folders))]
+        self.seen = [(path, digest_file(path)) for path in seen]
+
+    def task(self, name: str, rows: np.ndarray) -> "LabelTask":
+        """The shard of the faces at `rows`, that stand in these few files of faces/."""
+        place = self.faces.place[rows]
+        first, last = np.searchsorted(self.ends, place[[0, -1]], side="right")
+        began = self.ends[first - 1] if first else 0
+        teachers = self.labeller.teachers
+        return LabelTask(
+            path=self.out.absolute() / name,
+            files=self.files[first : last + 1],
+            rows=place - began,
+            known=self.known[rows],
+            fold=self.fold[rows],
+            labeller=replace(self.labeller, teachers=None),
+            folders=self.folders,
+            config=TeachConfig(label_batch=teachers.batch, device=teachers.device, workers=1) if teachers else None,
+            seen=self.seen,
+        )
+
+
+@dataclass(frozen=True)
+class LabelTask:
+    """One shard, for a worker on a cluster."""
+
+    path: Path
+    files: Sequence[Path]  # shards of faces/
+    rows: np.ndarray  # (N,) in these
+    known: np.ndarray  # (N, C)
+    fold: np.ndarray  # (N,)
+    labeller: Labeller  # without its teachers
+    folders: tuple[Path, ...]  # theirs
+    config: TeachConfig | None  # how they are asked
+    seen: Sequence[tuple[Path, str]]  # files that a worker must see as they are here, with their digests
+
+    @property
+    def size(self) -> int:
+        count = max(len(self.folders), 1)
+        return int(np.where(self.fold < 0, count, 1).sum())
+
+    def make(self) -> None:
+        if self.path.exists():
+            return
+        for path, digest in self.seen:
+            check_seen(path, digest)
+        torch.set_num_threads(1)  # a thread a task: the cluster's settings say how many of these a worker has
+        faces = read_faces(self.files).select(self.rows)
+        teachers = teachers_once(self.folders, faces.classes, self.config) if self.config else None
+        replace(self.labeller, teachers=teachers).write(self.path, faces, self.known, self.fold, lambda count: None)
+
+
+@lru_cache(maxsize=1)
+def teachers_once(folders: tuple[Path, ...], classes: tuple[str, ...], config: TeachConfig) -> Teachers:
+    """The teachers that a worker asks, loaded for its first shard."""
+    prepare(config.device)
+    return load_teachers(folders, classes, config)
 
 
 def shard_names(plan: dict[str, Any]) -> list[str]:

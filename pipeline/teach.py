@@ -24,6 +24,7 @@ from efficientface.pipeline.artifact import (
     replacing,
 )
 from efficientface.pipeline.checkpoint import finish_model, fresh_model, init_reference, network_options, trained_before
+from efficientface.pipeline.cluster import connected
 from efficientface.pipeline.config import DistillConfig, Job, TeachConfig, parse_source
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.folds import assign_folds
@@ -56,28 +57,31 @@ def run(
     more_views: int = 0,
     train_only: bool = False,
     job: Job | None = None,
+    cluster: str = "",
 ) -> dict[str, Any]:
     """Write RUN/teacher and RUN/distributions; with `checkpoints`, finished teachers, these are asked (their mean).
 
     With folds RUN/teacher/fold-K are trained, and each answers for the faces it has not seen. `more_views` only adds
     views to a finished cache, `train_only` leaves the cache for later, and `job` makes a job's shards of it with
-    teachers that are there. Returns the teacher's accuracy on validation, the faces and views cached, and where.
+    teachers that are there. `cluster`, see cluster.py, is where labelling is done, if not here. Returns the teacher's
+    accuracy on validation, the faces and views cached, and where.
     """
-    if job is not None and dist.is_torchelastic_launched():
-        raise FerError("torchrun divides the shards among its processes already; leave out --shard")
-    prepare(config.device)
-    join_ranks(config.device)
-    inputs = read_inputs(run)
-    check_source(inputs, config.source)
-    (check_hdf5_names if config.format == "hdf5" else check_class_names)(inputs.faces.classes)
-    out = run / (f"distributions-{config.cache}" if config.cache else "distributions")
-    if job is not None:
-        with among(out, lock_of(out, run), job, "fer teach", OTHERWISE):
-            return write_cache(inputs, run, out, config, checkpoints, job=job)
-    with writing(out, run, "fer teach", OTHERWISE):
-        if more_views:
-            return add_views(inputs, out, more_views, config)
-        return write_cache(inputs, run, out, config, checkpoints, train_only)
+    if (job is not None or cluster) and dist.is_torchelastic_launched():
+        raise FerError("torchrun divides the shards among its processes already; leave out --shard and --cluster")
+    with connected(cluster, config.workers) if cluster else nullcontext() as client:
+        prepare(config.device)
+        join_ranks(config.device)
+        inputs = read_inputs(run)
+        check_source(inputs, config.source)
+        (check_hdf5_names if config.format == "hdf5" else check_class_names)(inputs.faces.classes)
+        out = run / (f"distributions-{config.cache}" if config.cache else "distributions")
+        if job is not None:
+            with among(out, lock_of(out, run), job, "fer teach", OTHERWISE):
+                return write_cache(inputs, run, out, config, checkpoints, False, job, client)
+        with writing(out, run, "fer teach", OTHERWISE):
+            if more_views:
+                return add_views(inputs, out, more_views, config)
+            return write_cache(inputs, run, out, config, checkpoints, train_only, None, client)
 
 
 def write_cache(
@@ -86,8 +90,9 @@ def write_cache(
     out: Path,
     config: TeachConfig,
     checkpoints: Sequence[Path],
-    train_only: bool = False,
-    job: Job | None = None,
+    train_only: bool,
+    job: Job | None,
+    client: Any,
 ) -> dict[str, Any]:
     """Train the teachers that are missing and let them answer, or find what is wanted done already."""
     if checkpoints and (config.folds or "ldg" not in parse_source(config.source)):
@@ -121,7 +126,7 @@ def write_cache(
         if checkpoints or not teachers:
             raise FerError("--train-only trains a teacher, and nothing else was left to do here; leave it out")
         return {"teachers": ", ".join(map(str, teachers)), "next": "the same command without --train-only"}
-    return cache_distributions(inputs, teachers, fold, out, config, job)
+    return cache_distributions(inputs, teachers, fold, out, config, job, client)
 
 
 def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig, without: np.ndarray | None = None) -> None:
