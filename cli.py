@@ -32,6 +32,22 @@ from efficientface.pipeline.config import (
 
 LEADS = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 PATH = click.Path(path_type=Path)
+
+
+class RunFolder(click.Path):
+    """A folder of this machine, or one at an address such as s3://BUCKET/RUN, of which a copy here takes its place."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or "://" not in value:
+            return super().convert(value, param, ctx)
+        if "RANK" in os.environ:
+            raise FerError(f"{value} cannot be worked on by torchrun's processes; give a folder on this machine")
+        from efficientface.pipeline import mirror
+
+        return mirror.opened(value)
+
+
+RUN = RunFolder(path_type=Path)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -40,9 +56,12 @@ class FerGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            if elsewhere := sys.modules.get(MIRROR):
+                elsewhere.close()
+            return result
         except FerError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(by_address(str(error))) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click ends quietly when a pipe's reader has gone
@@ -50,6 +69,18 @@ class FerGroup(click.Group):
             raise click.ClickException(
                 f"{where}: {error.strerror or error}; what was finished is kept, the same command goes on from there"
             ) from error
+        finally:
+            if elsewhere := sys.modules.get(MIRROR):
+                elsewhere.forget()
+
+
+MIRROR = "efficientface.pipeline.mirror"  # imported only where a run lies elsewhere
+
+
+def by_address(text: str) -> str:
+    """The text with a run's address where the copy's folder stands."""
+    elsewhere = sys.modules.get(MIRROR)
+    return elsewhere.by_address(text) if elsewhere else text
 
 
 def setting(config: type, name: str, text: str, **more: Any) -> Callable[[Command], Command]:
@@ -203,7 +234,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("sources", nargs=-1, required=True, metavar="[NAME=]SOURCE...")
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @setting(
     AlignConfig,
     "layout",
@@ -259,7 +290,7 @@ def align(
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @setting(TeachConfig, "teacher_arch", "The LDG's network, by torchvision's name or as timm/NAME.", metavar="NAME")
 @setting(TeachConfig, "views", "Replay views stored beside the canonical one; 0 for per-image use.")
 @setting(TeachConfig, "cache", "Write distributions-NAME/ instead of distributions/.", metavar="NAME")
@@ -327,7 +358,7 @@ def _job(text: str | None, cluster: str | None) -> Job | None:
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.argument("others", type=PATH, nargs=-1, metavar="[OTHER]...")
 @JSON
 def merge(run: Path, others: tuple[Path, ...], as_json: bool) -> None:
@@ -346,7 +377,7 @@ def merge(run: Path, others: tuple[Path, ...], as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @setting(
     DistillConfig,
     "arch",
@@ -391,7 +422,7 @@ def distill(run: Path, preset: str | None, as_json: bool, **options: Any) -> Non
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--arch", default=PretrainConfig.arch, help="The network: that of the teacher or student to come.")
 @setting(PretrainConfig, "modulation", "As of `fer distill`.", type=click.Choice(["multiply", "add"]))
 @setting(PretrainConfig, "name", "Write identities/NAME; the network's name if not given.", metavar="NAME")
@@ -414,7 +445,7 @@ def pretrain(run: Path, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--split", default="test", help="Split whose labelled faces are judged.")
 @click.option("--device", default="cpu", help="Where to compute.")
 @model_options
@@ -458,7 +489,7 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--seeds", default="0,1", help="A student of each network and way of learning for each, with commas.")
 @click.option("--tables", "which", default="1,2", help="The paper's tables to make, with commas.")
 @setting(DistillConfig, "cache", "Students of distributions read distributions-NAME/.", metavar="NAME")
@@ -517,7 +548,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 @cli.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=RUN)
 @click.option("--face", metavar="ID", help="One face as bars.")
 @click.option("--top", type=click.Choice(["ambiguous", "disagreeing"]), help="The faces that are most so.")
 @click.option("--count", "-n", default=10, help="How many faces --top shows.")
@@ -587,7 +618,7 @@ def inspect(
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--out", type=PATH, required=True, metavar="FILE", help="The picture, PNG or SVG by its name.")
 @model_options
 @click.option("--face", "faces", metavar="ID", multiple=True, help="A face of RUN (repeatable).")
@@ -683,7 +714,7 @@ def convert(source: Path, target: Path, as_json: bool) -> None:
 
 
 @cache_group.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=RUN)
 @click.option(
     "--teacher",
     "teachers",
@@ -730,7 +761,7 @@ def diff(a: Path, b: Path, top: int, as_csv: bool, as_json: bool) -> None:
 
 
 @cache_group.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=RUN)
 @click.option("--top", default=20, help="How many faces of each kind.")
 @output_options
 def issues(path: Path, top: int, as_csv: bool, as_json: bool) -> None:
@@ -749,7 +780,7 @@ def issues(path: Path, top: int, as_csv: bool, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @output_options
 def status(run: Path, as_csv: bool, as_json: bool) -> None:
     """Say which stages of RUN are done, stale or missing, and the next command.
@@ -765,7 +796,7 @@ def status(run: Path, as_csv: bool, as_json: bool) -> None:
 
 
 @cli.command("verify")
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @output_options
 @click.pass_context
 def verify_run(ctx: click.Context, run: Path, as_csv: bool, as_json: bool) -> None:
@@ -873,6 +904,8 @@ def _print(
     """A stage's result on stdout, as JSON or as tables, or of its rows those that CSV was asked for."""
     if not LEADS:
         return
+    if MIRROR in sys.modules:
+        result, csv_rows = json.loads(by_address(json.dumps([result, csv_rows])))
     if csv_rows is not None:
         from efficientface.pipeline.show import flat
 

@@ -45,6 +45,7 @@ from efficientface.pipeline.artifact import (
     is_finished,
     is_part,
     make_folder,
+    place_of,
     read_manifest,
     replacing,
     write_json,
@@ -71,7 +72,7 @@ ANEW, FORMER = ".faces.anew", ".faces.former"  # in the run folder, while finish
 
 
 def run(
-    source: Path | dict[str, Path],
+    source: Path | str | dict[str, Path | str],
     run: Path,
     config: AlignConfig,
     replace: bool = False,
@@ -91,7 +92,12 @@ def run(
 
 
 def write_faces(
-    source: Path | dict[str, Path], run: Path, config: AlignConfig, replace: bool, job: Job | None, client: Any
+    source: Path | str | dict[str, Path | str],
+    run: Path,
+    config: AlignConfig,
+    replace: bool,
+    job: Job | None,
+    client: Any,
 ) -> dict[str, Any]:
     """As run; `client` is one of Dask, or None."""
     began = time.monotonic()
@@ -153,7 +159,7 @@ def plan_of(inputs: Inputs, config: AlignConfig, folder: Path) -> dict[str, Any]
     plan = {"settings": settings, "source": digest_of_all(digests)}
     made_from = {}
     for name, read in inputs.sources.items():
-        root = shown(Path(os.path.relpath(read.root, folder)).as_posix())
+        root = shown(read.address or Path(os.path.relpath(read.root, folder)).as_posix())
         name = name or "source"
         made_from[name] = {"path": root, "layout": read.layout, "digest": digests[name]}
     return {
@@ -321,13 +327,16 @@ class PortionTask:
     seen: tuple[Path, str]  # the plan's file, beside which the shard belongs, and its digest
 
     @property
+    def path(self) -> Path:
+        return self.seen[0].with_name(self.name)
+
+    @property
     def size(self) -> int:
         return len(self.photos)
 
     def make(self) -> None:
-        path, digest = self.seen
-        check_seen(path, digest)
-        if is_done(path.with_name(self.name), self.plan):
+        check_seen(*self.seen)
+        if is_done(self.path, self.plan):
             return
         first = self.photos[0]
         if self.stores[first.source].mark(first.file) != first.mark:
@@ -337,7 +346,7 @@ class PortionTask:
         cv2.setNumThreads(1)
         aligner = aligner_of(self.stores, self.config)
         done = ((photo, aligner.rows(photo)) for photo in self.photos)
-        write_shard(path.with_name(self.name), done, self.classes, self.plan, lambda count: None)
+        write_shard(self.path, done, self.classes, self.plan, lambda count: None)
 
 
 def portion_task(name: str, photos: Sequence[Photo], stores: dict[str, Photos], *about: Any) -> PortionTask:
@@ -613,7 +622,7 @@ def tally(shards: list[Path], plan: dict[str, Any]) -> dict[str, Any]:
     if usable.empty:
         counts = ", ".join(f"{count:,} {status}" for status, count in statuses.items())
         first = "" if unreadable.empty else f", most often: {unreadable.index[0]}"
-        sources = ", ".join(str((shards[0].parent / made["path"]).resolve()) for made in plan["sources"].values())
+        sources = ", ".join(place_of(shards[0].parent, made["path"]) for made in plan["sources"].values())
         raise FerError(
             f"{sources}: none of its {plan['images']:,} photographs gave a face ({counts}{first}); "
             "give photographs on which faces can be seen"

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ STAGE_OF = {
     "identities": "fer pretrain",
 }
 MODELS = ("teacher", "student", "identities")  # kinds that are a network with its weights
+FINISHED: list[Callable[[Path], None]] = []  # told of every file that `replacing` has finished; see mirror.py
 HOST = re.sub(r"\W", "-", socket.gethostname()) or "-"
 
 
@@ -51,6 +52,13 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+    tell_finished(path)
+
+
+def tell_finished(path: Path) -> None:
+    """Say that a file is whole and has its name."""
+    for told in FINISHED:
+        told(path)
 
 
 @contextmanager
@@ -302,6 +310,11 @@ def reference_to(artifact: Path, from_folder: Path) -> dict[str, str]:
         "path": os.path.relpath(artifact, from_folder).replace(os.sep, "/"),
         "manifest": digest_of(artifact),
     }
+
+
+def place_of(folder: Path, path: str) -> str:
+    """Where something lies that the manifest in `folder` names: an address, or a path beginning at the folder."""
+    return path if "://" in path else os.path.normpath(folder / path)
 
 
 def digest_of(artifact: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from efficientface import FerError
-from efficientface.pipeline.artifact import HOST, digest_file
+from efficientface.pipeline.artifact import HOST, digest_file, tell_finished
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -30,6 +30,10 @@ PACKAGES = ("efficientface", "numpy", "onnxruntime", "opencv-python", "pillow", 
 
 class Task(Protocol):
     """All that a worker needs to make one shard."""
+
+    @property
+    def path(self) -> Path:
+        """The shard's file."""
 
     @property
     def size(self) -> int:
@@ -107,11 +111,11 @@ def carry_out(client: "Client", tasks: Iterable[Task], advance: Callable[[int], 
     from distributed import KilledWorker, as_completed
     from distributed.client import FutureCancelledError
 
-    sizes: dict[Future, int] = {}
+    under: dict[Future, Task] = {}
 
     def submit(task: Task) -> "Future":
         future = client.submit(make, task, pure=False)
-        sizes[future] = task.size
+        under[future] = task
         return future
 
     waiting = iter(tasks)
@@ -127,7 +131,9 @@ def carry_out(client: "Client", tasks: Iterable[Task], advance: Callable[[int], 
             ) from error
         except FutureCancelledError as error:
             raise FerError("the cluster's scheduler has gone away; run the same command again to go on") from error
-        advance(sizes.pop(future))
+        done = under.pop(future)
+        tell_finished(done.path)
+        advance(done.size)
         for task in islice(waiting, 1):
             under_way.add(submit(task))
 

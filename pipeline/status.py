@@ -22,6 +22,7 @@ from efficientface.pipeline.artifact import (
     digest_of,
     is_begun,
     is_finished,
+    place_of,
     read_manifest,
 )
 from efficientface.pipeline.caches import ONE_FILE
@@ -179,7 +180,7 @@ def sources_of(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
             state = "not there"
         else:
             state = "unchanged" if digest_of(path) == reference["manifest"] else "changed"
-        found.append({"name": name, "path": str(path), "state": state})
+        found.append({"name": name, "path": place_of(folder, str(reference.get("path", ""))), "state": state})
     return found
 
 
