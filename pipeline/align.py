@@ -331,6 +331,10 @@ class PortionTask:
         return self.seen[0].with_name(self.name)
 
     @property
+    def needs(self) -> list[tuple[Path, str]]:
+        return [self.seen]
+
+    @property
     def size(self) -> int:
         return len(self.photos)
 

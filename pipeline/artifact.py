@@ -52,11 +52,6 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
-    tell_finished(path)
-
-
-def tell_finished(path: Path) -> None:
-    """Say that a file is whole and has its name."""
     for told in FINISHED:
         told(path)
 

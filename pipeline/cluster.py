@@ -6,14 +6,15 @@ worker or client is killed, what is missing is made, by Dask on another worker o
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from efficientface import FerError
-from efficientface.pipeline.artifact import HOST, digest_file, tell_finished
+from efficientface.pipeline.artifact import HOST, digest_file
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -34,6 +35,10 @@ class Task(Protocol):
     @property
     def path(self) -> Path:
         """The shard's file."""
+
+    @property
+    def needs(self) -> Sequence[tuple[Path, str]]:
+        """The files of the run that are read, and their digests."""
 
     @property
     def size(self) -> int:
@@ -106,15 +111,42 @@ def check_versions(client: "Client") -> None:
         )
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """A task of a run that lies at an address: a worker on another machine has its own copy of what it needs."""
+
+    task: Task
+    address: str
+    folder: Path  # the copy's, here and there
+
+    def make(self) -> None:
+        from efficientface.data.remote import storage, talking_to
+        from efficientface.pipeline.mirror import get_whole
+
+        for path, digest in self.task.needs:
+            if not path.is_file() or digest_file(path) != digest:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                get_whole(self.address, path.relative_to(self.folder).as_posix(), path)
+        self.task.path.parent.mkdir(parents=True, exist_ok=True)
+        self.task.make()
+        system, root = storage(self.address)
+        with talking_to(self.address):
+            system.put_file(str(self.task.path), f"{root}/{self.task.path.relative_to(self.folder).as_posix()}")
+
+
 def carry_out(client: "Client", tasks: Iterable[Task], advance: Callable[[int], None]) -> None:
     """Make the shards of all tasks; FerError of the first that cannot be made."""
     from distributed import KilledWorker, as_completed
     from distributed.client import FutureCancelledError
 
+    from efficientface.pipeline import mirror
+
     under: dict[Future, Task] = {}
 
     def submit(task: Task) -> "Future":
-        future = client.submit(make, task, pure=False)
+        run = mirror.of(task.path)
+        sent = task if run is None else Elsewhere(task, run.address, run.folder)
+        future = client.submit(make, sent, pure=False)
         under[future] = task
         return future
 
@@ -132,13 +164,14 @@ def carry_out(client: "Client", tasks: Iterable[Task], advance: Callable[[int], 
         except FutureCancelledError as error:
             raise FerError("the cluster's scheduler has gone away; run the same command again to go on") from error
         done = under.pop(future)
-        tell_finished(done.path)
+        if (run := mirror.of(done.path)) is not None:
+            run.take(done.path)
         advance(done.size)
         for task in islice(waiting, 1):
             under_way.add(submit(task))
 
 
-def make(task: Task) -> None:
+def make(task: Task | Elsewhere) -> None:
     """What a worker does; Dask shows its name."""
     task.make()
 

@@ -277,16 +277,23 @@ class Sender:
         self.folders = tuple(folder.absolute() for folder in teachers.folders) if teachers else ()
         seen = [out.absolute() / PLAN, *(folder / MANIFEST for folder in (self.files[0].parent, *self.folders))]
         self.seen = [(path, digest_file(path)) for path in seen]
+        # what these manifests name; of faces/ a task needs a few files only
+        self.stated = {
+            path.parent / name: entry["blake2b"]
+            for path, _ in self.seen[1:]
+            for name, entry in json.loads(path.read_bytes())["files"].items()
+        }
 
     def task(self, name: str, rows: np.ndarray) -> "LabelTask":
         """The shard of the faces at `rows`, that stand in these few files of faces/."""
         place = self.faces.place[rows]
         first, last = np.searchsorted(self.ends, place[[0, -1]], side="right")
         began = self.ends[first - 1] if first else 0
-        teachers = self.labeller.teachers
+        teachers, files = self.labeller.teachers, self.files[first : last + 1]
+        others = set(self.files).difference(files)
         return LabelTask(
             path=self.out.absolute() / name,
-            files=self.files[first : last + 1],
+            files=files,
             rows=place - began,
             known=self.known[rows],
             fold=self.fold[rows],
@@ -294,6 +301,7 @@ class Sender:
             folders=self.folders,
             config=TeachConfig(label_batch=teachers.batch, device=teachers.device, workers=1) if teachers else None,
             seen=self.seen,
+            needs=[*self.seen, *((path, digest) for path, digest in self.stated.items() if path not in others)],
         )
 
 
@@ -310,6 +318,7 @@ class LabelTask:
     folders: tuple[Path, ...]  # theirs
     config: TeachConfig | None  # how they are asked
     seen: Sequence[tuple[Path, str]]  # files that a worker must see as they are here, with their digests
+    needs: Sequence[tuple[Path, str]]  # these, and what else is read
 
     @property
     def size(self) -> int:

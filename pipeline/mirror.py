@@ -18,8 +18,8 @@ from efficientface import FerError
 from efficientface.data.remote import listing, storage, talking_to
 from efficientface.pipeline import artifact
 from efficientface.pipeline.artifact import DIGEST, MANIFEST, digest_file
-from efficientface.pipeline.checkpoint import CHECKPOINT
 from efficientface.pipeline.progress import progress
+from efficientface.pipeline.status import CHECKPOINT
 
 OPENED: list["Mirror"] = []  # by this process
 
@@ -52,6 +52,20 @@ def by_address(text: str) -> str:
     for mirror in OPENED:
         text = text.replace(str(mirror.folder), mirror.address)
     return text
+
+
+def of(path: Path) -> "Mirror | None":
+    """The copy that a file is in."""
+    return next((mirror for mirror in OPENED if mirror.folder in path.parents), None)
+
+
+def get_whole(address: str, name: str, path: Path) -> None:
+    """Fetch a file of a run at an address; it gets its name when it is whole."""
+    system, root = storage(address)
+    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")  # not by `replacing`, which would have it sent
+    with talking_to(address):
+        system.get_file(f"{root}/{name}", str(part))
+    part.replace(path)
 
 
 class Mirror:
@@ -117,6 +131,14 @@ class Mirror:
                 self._put(other)
         self._put(name)
 
+    def take(self, path: Path) -> None:
+        """A file that another machine has made and sent."""
+        name = path.relative_to(self.folder).as_posix()
+        if path.is_file():
+            self.sent[name] = self._look(path)
+        else:
+            self._get(name)
+
     def settle(self) -> None:
         """Make the files there what the copy holds; an artifact that changes has no manifest there meanwhile."""
         here = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
@@ -153,10 +175,7 @@ class Mirror:
     def _get(self, name: str) -> None:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        with talking_to(self.address):
-            self.storage.get_file(f"{self.root}/{name}", str(part))
-        part.replace(path)
+        get_whole(self.address, name, path)
         self.sent[name] = self._look(path)
 
     def _put(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import fsspec
 import pytest
@@ -9,7 +10,7 @@ from conftest import write_photos
 from test_jobs import ALIGN, fer, files_of
 
 from efficientface.data import remote
-from efficientface.pipeline import mirror
+from efficientface.pipeline import align, cluster, label, mirror, teach
 
 DISTILL = ["--size", 32, "--epochs", 1, "--batch-size", 8, "--workers", 1]
 
@@ -140,3 +141,36 @@ def test_a_name_that_leaves_the_folder_is_refused(server, tmp_path):
     fsspec.filesystem("s3").pipe_file("faces/hostile/happy/../../../x.jpg", b"x")
     told = fer("align", "s3://faces/hostile", tmp_path / "run", status=1)
     assert "which is no path below it; rename it or give another folder" in told
+
+
+def test_a_worker_on_another_machine_has_a_copy_of_its_own(tmp_path, monkeypatch):
+    """Played in one process: the client's copy is out of sight while a task is carried out."""
+    photos, run = write_photos(tmp_path / "photos", 18), f"file://{tmp_path}/there"
+    seen = []
+
+    def carry_out(client, tasks, advance):
+        for task in tasks:
+            copy = mirror.of(task.path)
+            aside = shutil.move(copy.folder, tmp_path / "aside")
+            cluster.Elsewhere(task, copy.address, copy.folder).make()
+            seen.append({path.name for path in copy.folder.rglob("*") if path.is_file()})
+            shutil.rmtree(copy.folder)
+            shutil.move(aside, copy.folder)
+            copy.take(task.path)
+
+    for stage in (align, label):
+        monkeypatch.setattr(stage, "carry_out", carry_out)
+    for stage in (align, teach):
+        monkeypatch.setattr(stage, "connected", lambda *_: nullcontext("a client"))
+    smooth = ["--source", "smooth:0.1", "--shard-faces", 6]
+    fer("align", photos, run, *ALIGN, "--cluster", "tcp://elsewhere:8786")
+    assert seen == [{"plan.json", f"part-{k:05d}.parquet"} for k in range(5)]
+    fer("teach", run, *smooth, "--cluster", "tcp://elsewhere:8786")
+    # faces 6 to 11 stand in the second and third file of faces/; the shard made is a second part-00001
+    assert seen[6] == {"plan.json", "manifest.json", "part-00001.parquet", "part-00002.parquet"}
+    fer("align", photos, tmp_path / "one", *ALIGN)
+    fer("teach", tmp_path / "one", *smooth)
+    for name in ("faces", "distributions"):
+        for file, data in files_of(tmp_path / "one" / name).items():
+            assert not file.startswith("part") or content(run, f"{name}/{file}") == data
+        assert listed(f"{run}/{name}") == set(files_of(tmp_path / "one" / name))
