@@ -1,5 +1,6 @@
 """Photographs that lie elsewhere: any address that fsspec knows, s3:// and gs:// among them (extra `cluster`)."""
 
+import logging
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,8 @@ def storage(address: str) -> tuple[Any, str]:
     with talking_to(address):
         from fsspec.core import url_to_fs
 
+        for package in ("aiobotocore", "botocore"):
+            logging.getLogger(package).setLevel(logging.WARNING)  # they tell where they found credentials
         system, path = url_to_fs(address)
         return system, path.rstrip("/")
 

@@ -58,9 +58,9 @@ def connected(cluster: str, workers: int) -> Iterator["Client"]:
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise FerError("--cluster needs Dask; pip install 'efficientface[cluster]'") from error
-    logging.getLogger("distributed").setLevel(
-        logging.CRITICAL
-    )  # what matters is raised, and the dashboard has the rest
+    # what matters is raised, and the dashboard has the rest
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if cluster == LOCAL:
         with (
             LocalCluster(

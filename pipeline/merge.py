@@ -83,7 +83,9 @@ def plan_in(folder: Path) -> dict[str, Any] | None:
     path = folder / align.PLAN
     try:
         plan = json.loads(path.read_bytes())
-        return plan if isinstance(plan["settings"], dict) else None
+        if int(plan["settings"]["shard_faces"]) > 0 and int(plan.get("images", plan.get("rows", 0))) >= 0:
+            return dict(plan)
+        raise ValueError
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

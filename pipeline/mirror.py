@@ -7,6 +7,7 @@ Nothing is locked there: storages have no locks.
 
 import hashlib
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -30,6 +31,8 @@ def opened(address: str) -> Path:
     mirror.fetch()
     OPENED.append(mirror)
     artifact.FINISHED.append(mirror.send)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_told_by_address)
     return mirror.folder
 
 
@@ -52,6 +55,12 @@ def by_address(text: str) -> str:
     for mirror in OPENED:
         text = text.replace(str(mirror.folder), mirror.address)
     return text
+
+
+def _told_by_address(record: logging.LogRecord) -> bool:
+    """For a log's handlers: what is told of the copy is told of the run."""
+    record.msg, record.args = by_address(record.getMessage()), None
+    return True
 
 
 def of(path: Path) -> "Mirror | None":
