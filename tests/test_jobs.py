@@ -9,7 +9,7 @@ from conftest import write_faces, write_photos
 from filelock import FileLock
 
 from efficientface.cli import cli
-from efficientface.pipeline import align, label
+from efficientface.pipeline import align, label, teach
 
 ALIGN = ["--aligned", "--crop", 32, "--shard-faces", 4]
 TEACH = ["--teacher-arch", "resnet18", "--size", 32, "--epochs", 8, "--batch-size", 6, "--lr", 0.02, "--views", 1]
@@ -38,17 +38,6 @@ def whole(photos, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole")
     fer("align", photos, run, *ALIGN)
     return files_of(run / "faces")
-
-
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory):
-    """A run with a teacher, and the cache that one process makes."""
-    run = tmp_path_factory.mktemp("taught") / "run"
-    write_faces(run)
-    assert "teacher" in fer("teach", run, *TEACH, "--train-only")
-    assert not (run / "distributions").exists()
-    fer("teach", run, *TEACH)
-    return run
 
 
 def without_place(files):
@@ -131,19 +120,34 @@ def test_one_process_goes_on_with_what_jobs_began(photos, whole, tmp_path):
     assert without_place(files_of(tmp_path / "faces")) == without_place(whole)
 
 
-def test_labelling_jobs_leave_what_one_process_leaves(taught, tmp_path):
-    whole = files_of(taught / "distributions")
-    copies = [shutil.copytree(taught, tmp_path / name) for name in "ab"]
-    for run in copies:
-        shutil.rmtree(run / "distributions")
-    fer("teach", copies[0], *TEACH, "--shard", "1/2")
-    assert "was begun with views 1, not 2" in fer("teach", copies[0], *TEACH, "--views", 2, "--shard", "2/2", status=1)
-    assert "lacks 1 of 3 shards (first part-00001.parquet), the work of --shard 2/2" in fer(
-        "merge", *copies[:1], status=1
+@pytest.mark.parametrize("source", ["votes", pytest.param("ldg", marks=pytest.mark.slow)])
+def test_labelling_jobs_leave_what_one_process_leaves(tmp_path, source):
+    run = tmp_path / "run"
+    write_faces(run)
+    words = [*TEACH, "--source", source]
+    if source == "ldg":
+        fer("teach", run, *words, "--train-only")
+    copies = [shutil.copytree(run, tmp_path / name) for name in "ab"]
+    fer("teach", run, *words)
+    fer("teach", copies[0], *words, "--shard", "1/2")
+    assert "was begun with seed 0, not 1" in fer("teach", copies[0], *words, "--seed", 1, "--shard", "2/2", status=1)
+    assert fer("merge", copies[0], status=1) == (
+        f"{copies[0]}/distributions lacks 1 of 3 shards (first part-00001.parquet), the work of --shard 2/2; "
+        "run fer teach so again, or name the run folder that has them"
     )
-    fer("teach", copies[1], *TEACH, "--shard", "2/2")
-    assert "60" in fer("merge", *copies)
-    assert files_of(copies[0] / "distributions") == whole
+    fer("teach", copies[1], *words, "--shard", "2/2")
+    told = fer("merge", *copies)
+    assert fer("merge", *copies) == told
+    assert files_of(copies[0] / "distributions") == files_of(run / "distributions")
+
+
+def test_training_may_be_all(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    write_faces(run)
+    monkeypatch.setattr(teach, "train_teacher", lambda *_: None)
+    assert f"{run}/teacher" in fer("teach", run, *TEACH, "--train-only")
+    assert not (run / "distributions").exists()
+    assert "--train-only trains a teacher" in fer("teach", run, "--source", "votes", "--train-only", status=1)
 
 
 def test_jobs_need_a_teacher(tmp_path):
@@ -156,7 +160,7 @@ def test_jobs_need_a_teacher(tmp_path):
     assert "60" in fer("merge", run)
 
 
-def test_there_is_something_to_merge(tmp_path, taught):
+def test_there_is_something_to_merge(tmp_path):
     nothing = "holds nothing that jobs have made; run fer align or fer teach with --shard I/N first"
     assert fer("merge", tmp_path, status=1) == f"{tmp_path} {nothing}"
     (tmp_path / "faces").mkdir()
