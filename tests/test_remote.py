@@ -40,9 +40,12 @@ def server():
     running.stop()
 
 
-@pytest.fixture(params=["file", "s3"])
+SLOW = pytest.mark.slow  # the other kind of storage is in the default suite
+
+
+@pytest.fixture
 def place(request, tmp_path):
-    """An address below which nothing is yet."""
+    """An address of the kind `request.param` below which nothing is yet."""
     if request.param == "s3":
         request.getfixturevalue("server")
         return f"s3://faces/{tmp_path.name}"
@@ -67,6 +70,7 @@ def upload(folder, address):
             system.pipe_file(name, path.read_bytes())
 
 
+@pytest.mark.parametrize("place", [pytest.param("file", marks=SLOW), "s3"], indirect=True)
 def test_a_run_elsewhere_is_what_it_is_here(place, tmp_path, cache):
     photos = write_photos(tmp_path / "photos", 18)
     upload(photos, f"{place}/photos")
@@ -92,6 +96,7 @@ def test_a_run_elsewhere_is_what_it_is_here(place, tmp_path, cache):
     assert str(cache) not in json.dumps(told)
 
 
+@pytest.mark.parametrize("place", ["file", pytest.param("s3", marks=SLOW)], indirect=True)
 def test_jobs_and_interruptions_leave_shards_there(place, tmp_path):
     photos = write_photos(tmp_path / "photos", 18)
     run = f"{place}/run"
