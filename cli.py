@@ -25,14 +25,32 @@ from efficientface.pipeline.config import (
     AlignConfig,
     DemoConfig,
     DistillConfig,
+    Job,
     PretrainConfig,
     TeachConfig,
     TrainConfig,
+    parse_job,
     with_preset,
 )
-from efficientface.pipeline.launch import SaidByAnother, speaks
+from efficientface.pipeline.launch import SaidByAnother, numbers, speaks
 
 PATH = click.Path(path_type=Path)
+
+
+class RunFolder(click.Path):
+    """A folder of this machine, or one at an address such as s3://BUCKET/RUN, of which a copy here takes its place."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or "://" not in value:
+            return super().convert(value, param, ctx)
+        if numbers()[1] > 1:
+            raise FerError(f"{value} cannot be worked on by several processes; give a folder on this machine")
+        from efficientface.pipeline import mirror
+
+        return mirror.opened(value)
+
+
+RUN = RunFolder(path_type=Path)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -70,19 +88,34 @@ class FerGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with sigterm_as_ctrl_c():
-                return super().invoke(ctx)
+                result = super().invoke(ctx)
+                if elsewhere := sys.modules.get(MIRROR):
+                    elsewhere.close()
+                return result
         except KeyboardInterrupt as error:
             number = error.args[0] if error.args else signal.SIGINT
             raise Interrupted(number) from error
         except SaidByAnother:
             ctx.exit(1)
         except FerError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(by_address(str(error))) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click ends quietly when a pipe's reader has gone
             where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the output"
-            raise click.ClickException(f"{where}: {error.strerror or error}; {GOES_ON}") from error
+            raise click.ClickException(by_address(f"{where}: {error.strerror or error}; {GOES_ON}")) from error
+        finally:
+            if elsewhere := sys.modules.get(MIRROR):
+                elsewhere.forget()
+
+
+MIRROR = "efficientface.pipeline.mirror"  # imported only where a run lies elsewhere
+
+
+def by_address(text: str) -> str:
+    """The text with a run's address where the copy's folder stands."""
+    elsewhere = sys.modules.get(MIRROR)
+    return elsewhere.by_address(text) if elsewhere else text
 
 
 def setting(config: type, name: str, text: str, **more: Any) -> Callable[[Command], Command]:
@@ -174,6 +207,17 @@ def one_network(config: type[TrainConfig]) -> Callable[[Command], Command]:
 
 ADDING = ("cache", "device", "workers")  # options that --add-views heeds
 
+SHARD = click.option(
+    "--shard",
+    "job",
+    metavar="I/N",
+    help="Make only the files of job I of N, counted from 1; fer merge finishes when all are done.",
+)
+CLUSTER = click.option(
+    "--cluster",
+    metavar="WHERE",
+    help="Make files on a Dask cluster: local, or a scheduler's address, tcp://HOST:8786 (needs the extra `cluster`).",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
@@ -225,7 +269,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("sources", nargs=-1, required=True, metavar="[NAME=]SOURCE...")
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @setting(
     AlignConfig,
     "layout",
@@ -244,12 +288,22 @@ def cli() -> None:
 @setting(AlignConfig, "eye_distance", "Distance of the eyes as a share of the crop's width; more is tighter.")
 @setting(AlignConfig, "encode", "How faces are stored.", type=click.Choice(["jpeg", "png"]))
 @setting(AlignConfig, "min_face", "Smallest face taken, pixels of the photograph.")
-@setting(AlignConfig, "workers", "Threads that detect; 0 is one a core.")
+@setting(AlignConfig, "workers", "Threads that detect, with --cluster local processes; 0 is one a core.")
+@setting(AlignConfig, "shard_faces", "Photographs in a file: what a job or a worker does at a time.")
 @setting(AlignConfig, "seed", "Seeds the carving of splits.")
 @click.option("--replace", is_flag=True, help="Remove what RUN/faces holds and start over.")
+@SHARD
+@CLUSTER
 @JSON
 def align(
-    sources: tuple[str, ...], run: Path, as_json: bool, classes: str | None, replace: bool, **options: Any
+    sources: tuple[str, ...],
+    run: Path,
+    as_json: bool,
+    classes: str | None,
+    replace: bool,
+    job: str | None,
+    cluster: str | None,
+    **options: Any,
 ) -> None:
     """Detect and align the faces of SOURCE (a data set's folder, or a CSV or Parquet table) into RUN/faces.
 
@@ -265,12 +319,13 @@ def align(
     from efficientface.pipeline.photographs import named_sources
 
     names = tuple(name.strip() for name in classes.split(",")) if classes else None
-    result = stage.run(named_sources(sources), run, AlignConfig(classes=names, **options), replace)
-    _print(result, as_json, show.alignment)
+    config = AlignConfig(classes=names, **options)
+    result = stage.run(named_sources(sources), run, config, replace, _job(job, cluster), cluster or "")
+    _print(result, as_json, show.facts if "next" in result else show.alignment)
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @setting(TeachConfig, "teacher_arch", "The LDG's network, by torchvision's name or as timm/NAME.", metavar="NAME")
 @setting(TeachConfig, "views", "Replay views stored beside the canonical one; 0 for per-image use.")
 @setting(TeachConfig, "cache", "Write distributions-NAME/ instead of distributions/.", metavar="NAME")
@@ -287,6 +342,10 @@ def align(
     help="A finished teacher's folder: no training, ask this one. Several are averaged.",
 )
 @setting(TeachConfig, "label_batch", "Views in one forward pass while labelling.")
+@setting(TeachConfig, "shard_faces", "Faces in a file: what a job or a worker does at a time.")
+@click.option("--train-only", is_flag=True, help="Stop when the teacher is trained; --shard needs it so.")
+@SHARD
+@CLUSTER
 @PRESET
 @training_settings(TeachConfig)
 @one_network(TeachConfig)
@@ -295,6 +354,9 @@ def teach(
     run: Path,
     checkpoints: tuple[Path, ...],
     more_views: int | None,
+    train_only: bool,
+    job: str | None,
+    cluster: str | None,
     preset: str | None,
     as_json: bool,
     **options: Any,
@@ -313,15 +375,44 @@ def teach(
 
     if more_views and (others := [n for n in _typed() if n not in ("run", "more_views", "as_json", *ADDING)]):
         named = ", ".join(
-            f"--{name.rstrip('s') if name == 'checkpoints' else name}".replace("_", "-") for name in others
+            f"--{ {'checkpoints': 'checkpoint', 'job': 'shard'}.get(name, name) }".replace("_", "-") for name in others
         )
         raise FerError(f"--add-views adds to a finished cache by the settings that it has; leave out {named}")
+    if train_only and job:
+        raise FerError("--train-only trains and --shard only asks teachers; give one of them")
     config = configured(TeachConfig, preset, options, settings_before(run, options["cache"]))
-    _print(stage.run(run, config, checkpoints, more_views or 0), as_json, show.facts)
+    result = stage.run(run, config, checkpoints, more_views or 0, train_only, _job(job, cluster), cluster or "")
+    _print(result, as_json, show.facts)
+
+
+def _job(text: str | None, cluster: str | None) -> Job | None:
+    """What --shard says; --cluster divides the work by itself."""
+    if text and cluster:
+        raise FerError("--shard is for machines without a cluster, and --cluster divides the files by itself; give one")
+    return parse_job(text) if text else None
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
+@click.argument("others", type=PATH, nargs=-1, metavar="[OTHER]...")
+@JSON
+def merge(run: Path, others: tuple[Path, ...], as_json: bool) -> None:
+    """Finish what the jobs of fer align --shard or fer teach --shard have made in RUN, or each in a copy, OTHER.
+
+    The result is that of one process. While a job's files are missing, nothing is written.
+
+    \b
+    Example:
+        fer merge runs/first
+        fer merge runs/first runs/first-of-node-2
+    """
+    from efficientface.pipeline import merge as stage
+
+    _print(stage.run(run, others), as_json, stage.tables)
+
+
+@cli.command()
+@click.argument("run", type=RUN)
 @setting(
     DistillConfig,
     "arch",
@@ -366,7 +457,7 @@ def distill(run: Path, preset: str | None, as_json: bool, **options: Any) -> Non
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--arch", default=PretrainConfig.arch, help="The network: that of the teacher or student to come.")
 @setting(PretrainConfig, "modulation", "As of `fer distill`.", type=click.Choice(["multiply", "add"]))
 @setting(PretrainConfig, "name", "Write identities/NAME; the network's name if not given.", metavar="NAME")
@@ -389,7 +480,7 @@ def pretrain(run: Path, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--split", default="test", help="Split whose labelled faces are judged.")
 @click.option("--device", default="cpu", help="Where to compute.")
 @model_options
@@ -433,7 +524,7 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--seeds", default="0,1", help="A student of each network and way of learning for each, with commas.")
 @click.option("--tables", "which", default="1,2", help="The paper's tables to make, with commas.")
 @setting(DistillConfig, "cache", "Students of distributions read distributions-NAME/.", metavar="NAME")
@@ -492,7 +583,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 @cli.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=RUN)
 @click.option("--face", metavar="ID", help="One face as bars.")
 @click.option("--top", type=click.Choice(["ambiguous", "disagreeing"]), help="The faces that are most so.")
 @click.option("--count", "-n", default=10, help="How many faces --top shows.")
@@ -562,7 +653,7 @@ def inspect(
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--out", type=PATH, required=True, metavar="FILE", help="The picture, PNG or SVG by its name.")
 @model_options
 @click.option("--face", "faces", metavar="ID", multiple=True, help="A face of RUN (repeatable).")
@@ -658,7 +749,7 @@ def convert(source: Path, target: Path, as_json: bool) -> None:
 
 
 @cache_group.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=RUN)
 @click.option(
     "--teacher",
     "teachers",
@@ -705,7 +796,7 @@ def diff(a: Path, b: Path, top: int, as_csv: bool, as_json: bool) -> None:
 
 
 @cache_group.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=RUN)
 @click.option("--top", default=20, help="How many faces of each kind.")
 @output_options
 def issues(path: Path, top: int, as_csv: bool, as_json: bool) -> None:
@@ -724,7 +815,7 @@ def issues(path: Path, top: int, as_csv: bool, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @output_options
 def status(run: Path, as_csv: bool, as_json: bool) -> None:
     """Say which stages of RUN are done, stale or missing, and the next command.
@@ -785,7 +876,7 @@ def card(path: Path, out: Path | None, licence: str | None) -> None:
 
 
 @cli.command("verify")
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @output_options
 @click.pass_context
 def verify_run(ctx: click.Context, run: Path, as_csv: bool, as_json: bool) -> None:
@@ -893,6 +984,8 @@ def _print(
     """A stage's result on stdout, as JSON or as tables, or of its rows those that CSV was asked for."""
     if not speaks():
         return
+    if MIRROR in sys.modules:
+        result, csv_rows = json.loads(by_address(json.dumps([result, csv_rows])))
     if csv_rows is not None:
         from efficientface.pipeline.show import flat
 

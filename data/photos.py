@@ -6,6 +6,7 @@ Colour profiles are ignored: what the file's numbers say is taken as sRGB.
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,6 +47,9 @@ class Photos(Protocol):
     def read(self, file: str) -> bytes:
         """The photograph's bytes, in a format that decode_photo knows; Unreadable if there are none."""
 
+    def only(self, files: Sequence[str]) -> "Photos":
+        """What is needed to read these, fit to be sent to another process."""
+
 
 @dataclass(frozen=True)
 class PhotoFiles:
@@ -61,6 +65,9 @@ class PhotoFiles:
 
     def read(self, file: str) -> bytes:
         return read_bytes(self.root / file)
+
+    def only(self, files: Sequence[str]) -> "PhotoFiles":
+        return PhotoFiles(self.root.absolute())
 
 
 def read_photo(path: Path) -> np.ndarray:

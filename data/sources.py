@@ -45,6 +45,7 @@ class Source:
     photos: Photos
     rows: pd.DataFrame
     notes: tuple[str, ...]  # sentences for the user: what was recognised, what was ignored
+    address: str = ""  # of `root`, where that is not on this machine
 
 
 def read_source(

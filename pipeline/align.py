@@ -9,8 +9,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ import pandas as pd
 import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from efficientface import FerError
 from efficientface.data.detect import WEIGHTS, Detection, Detector
@@ -34,19 +36,25 @@ from efficientface.data.layouts.files import plural
 from efficientface.data.photos import Photos, Unreadable, decode_photo, is_grey
 from efficientface.pipeline.artifact import (
     DIGEST,
+    HOST,
     MANIFEST,
     alone,
+    among,
     check_files,
+    digest_file,
     is_finished,
     is_part,
     make_folder,
+    place_of,
     read_manifest,
     replacing,
     write_json,
     write_manifest,
     write_text,
 )
-from efficientface.pipeline.config import AlignConfig
+from efficientface.pipeline.cluster import carry_out, check_seen, connected
+from efficientface.pipeline.config import AlignConfig, Job
+from efficientface.pipeline.jobs import JOBS, refuse_other_job
 from efficientface.pipeline.photographs import Inputs, Photo, digest_of_all, digests_of, read_inputs
 from efficientface.pipeline.progress import progress, working
 
@@ -58,26 +66,60 @@ SHARD_KEY = b"efficientface shard"  # in a shard's metadata: the plan it belongs
 ROW_GROUP = 512  # rows held in memory before they are written
 JPEG_QUALITY = 95
 MACHINE = ("workers",)  # settings that say nothing about the result
-LOCK = ".align.lock"
+LOCK, PLAN_LOCK = ".align.lock", ".align-plan.lock"
+OTHERWISE = "choose another run folder"
 ANEW, FORMER = ".faces.anew", ".faces.former"  # in the run folder, while finished faces are replaced
 
 
-def run(source: Path | dict[str, Path], run: Path, config: AlignConfig, replace: bool = False) -> dict[str, Any]:
+def run(
+    source: Path | str | dict[str, Path | str],
+    run: Path,
+    config: AlignConfig,
+    replace: bool = False,
+    job: Job | None = None,
+    cluster: str = "",
+) -> dict[str, Any]:
     """Write RUN/faces: a row for every face, and one for every photograph that gave none.
 
     Several sources are given by name; `NAME/` then begins the ids of their faces. Interrupted, it
     goes on with the shards that are missing; finished, it returns what it returned then, unless `replace` says to
     start over. Returns counts of photographs and of faces (by status, split and label), duplicates between splits,
-    notes about the sources, seconds.
+    notes about the sources, seconds. With `job` only the shards of that job are made, and counted; merge.py does the
+    rest. `cluster`, see cluster.py, is where shards are made, if not here.
     """
+    with connected(cluster, config.workers) if cluster else nullcontext() as client:
+        return write_faces(source, run, config, replace, job, client)
+
+
+def write_faces(
+    source: Path | str | dict[str, Path | str],
+    run: Path,
+    config: AlignConfig,
+    replace: bool,
+    job: Job | None,
+    client: Any,
+) -> dict[str, Any]:
+    """As run; `client` is one of Dask, or None."""
     began = time.monotonic()
     sources = source if isinstance(source, dict) else {"": source}
+    if job is not None and replace:
+        raise FerError(f"--replace would remove what other jobs have made; remove {run / 'faces'} before the first job")
     inputs = read_inputs(sources, config)
-    plan = plan_of(inputs, config)
     folder = run / "faces"
+    plan = plan_of(inputs, config, folder)
     make_folder(folder)
-    try:
-        with alone(folder, run / LOCK, "fer align", "choose another run folder"):
+    if job is not None:
+        with among(folder, run / LOCK, job, "fer align", OTHERWISE):
+            if not is_finished(folder):
+                with FileLock(run / PLAN_LOCK):
+                    begin(folder, plan, job)
+                write_shards(folder, inputs, plan, config, job, client)
+                return part_summary(folder, plan, job, began)
+            facts = finished(folder, plan)
+            log.info("%s: already aligned", folder)
+            return summary(folder, facts, began)
+    with alone(folder, run / LOCK, "fer align", OTHERWISE):
+        try:
             swap(run)
             work = folder
             if replace and is_finished(folder):  # finished faces stay until there are others
@@ -94,51 +136,74 @@ def run(source: Path | dict[str, Path], run: Path, config: AlignConfig, replace:
                 for note in inputs.notes:
                     log.info("%s", note)
                 begin(work, plan)
-                shards = write_shards(work, inputs, plan["digest"], config)
-                facts = {**tally(shards, inputs, ", ".join(map(str, sources.values()))), **versions(config)}
-                facts["duplicates"], found = report_duplicates(shards, inputs.classes, run / DUPLICATES)
-                for note in found:
-                    log.info("%s", note)
-                facts["notes"] = [shown(note) for note in (*inputs.notes, *found)]
-                finish(work, shards, inputs, plan, facts)
+                write_shards(work, inputs, plan, config, None, client)
+                facts = finish(work, run, plan)
             swap(run)
-    except FerError:
-        shutil.rmtree(run / ANEW, ignore_errors=True)
-        raise
+        except FerError:
+            shutil.rmtree(run / ANEW, ignore_errors=True)
+            raise
     return summary(folder, facts, began)
 
 
 # --- what is to be done, and what of it is done ---------------------------------------------------------------
 
 
-def plan_of(inputs: Inputs, config: AlignConfig) -> dict[str, Any]:
-    """What a run is about to make: its settings, digests of its sources and of all, and a digest of the plan."""
+def plan_of(inputs: Inputs, config: AlignConfig, folder: Path) -> dict[str, Any]:
+    """What a run is about to make: its settings, digests of its sources and of all, and a digest of these.
+
+    Beside them what finishing needs, which `fer merge` does without the sources.
+    """
     # through JSON once, so that tuples compare equal to what a manifest gives back
     settings = json.loads(json.dumps({name: value for name, value in asdict(config).items() if name not in MACHINE}))
     digests = digests_of(inputs)
     plan = {"settings": settings, "source": digest_of_all(digests)}
-    return {**plan, "sources": digests, "digest": hash_image(json.dumps(plan).encode())}
+    made_from = {}
+    for name, read in inputs.sources.items():
+        root = shown(read.address or Path(os.path.relpath(read.root, folder)).as_posix())
+        name = name or "source"
+        made_from[name] = {"path": root, "layout": read.layout, "digest": digests[name]}
+    return {
+        **plan,
+        "digest": hash_image(json.dumps(plan).encode()),
+        "sources": made_from,
+        "classes": list(inputs.classes),
+        "images": len(inputs.photos),
+        "notes": [shown(note) for note in inputs.notes],
+        "versions": versions(config),
+    }
 
 
-def begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Note the plan in the folder, or find in it the same plan begun earlier."""
+def begin(folder: Path, plan: dict[str, Any], job: Job | None = None) -> None:
+    """Note the plan in the folder, or find in it the same plan begun earlier; with `job`, by another job."""
     path = folder / PLAN
-    if path.is_file():
-        try:
-            begun = json.loads(path.read_text(encoding="utf-8"))
-            refuse_other(folder, begun["settings"], begun["source"], plan)
-        except (ValueError, KeyError, TypeError) as error:
-            raise FerError(f"{path} is damaged; start over with --replace") from error
-    else:
-        strangers = sorted(entry.name for entry in folder.iterdir() if not is_part(entry))
-        if strangers and all(name == DIGEST or re.fullmatch(r"part-\d+\.parquet", name) for name in strangers):
-            raise FerError(f"{folder} has faces but no {MANIFEST}; restore it, or start over with --replace")
-        if strangers:
-            count = f"{len(strangers)} file{'' if len(strangers) == 1 else 's'}"
-            raise FerError(f"{folder} holds {count} of unknown origin, first {strangers[0]}; choose another run folder")
+    names = sorted(entry.name for entry in folder.iterdir() if not is_part(entry))
+    begun = read_plan(path) if path.is_file() else None
+    if begun is not None:
+        refuse_other(folder, begun["settings"], begun["source"], plan)
+        refuse_other_job(folder, begun, plan, job)
+    elif names and all(name == DIGEST or re.fullmatch(r"part-\d+\.parquet", name) for name in names):
+        raise FerError(f"{folder} has faces but no {MANIFEST}; restore it, or start over with --replace")
+    elif names:
+        count = f"{len(names)} file{'' if len(names) == 1 else 's'}"
+        raise FerError(f"{folder} holds {count} of unknown origin, first {names[0]}; choose another run folder")
+    if job is not None and (begun is None or JOBS not in begun):
+        write_json(path, {**plan, JOBS: job.of})
+    elif begun is None:
         write_json(path, plan)
-    for left_behind in folder.glob(".*.part"):
-        left_behind.unlink()
+    if job is None:  # else others may be at work on what looks left behind
+        for left_behind in folder.glob(".*.part"):
+            left_behind.unlink()
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """The plan that is noted in a folder; of older programs it says less."""
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(begun["settings"], dict) and isinstance(begun["source"], str):
+            return begun
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise FerError(f"{path} is damaged; start over with --replace")
 
 
 def finished(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
@@ -195,48 +260,126 @@ def remove(folder: Path) -> None:
         shard.unlink()
 
 
-def finish(folder: Path, shards: list[Path], inputs: Inputs, plan: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write the manifest, last."""
-    made_from = {}
-    for name, read in inputs.sources.items():
-        root = shown(Path(os.path.relpath(read.root, folder)).as_posix())
-        name = name or "source"
-        made_from[name] = {"path": root, "layout": read.layout, "digest": plan["sources"][name]}
+def shard_names(plan: dict[str, Any]) -> list[str]:
+    """The files that the plan is to make, in order."""
+    return [f"part-{number:05d}.parquet" for number in range(-(-plan["images"] // plan["settings"]["shard_faces"]))]
+
+
+def finish(folder: Path, run: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Count what all shards of the plan hold and write the manifest, last; returns its facts."""
+    shards = [folder / name for name in shard_names(plan)]
+    facts = {**tally(shards, plan), **plan["versions"]}
+    facts["duplicates"], found = report_duplicates(shards, tuple(plan["classes"]), run / DUPLICATES)
+    for note in found:
+        log.info("%s", note)
+    facts["notes"] = [*plan["notes"], *map(shown, found)]
     write_manifest(
         folder,
         "faces",
-        files=[shard.name for shard in shards],
-        classes=inputs.classes,
-        made_from=made_from,
+        files=shard_names(plan),
+        classes=plan["classes"],
+        made_from=plan["sources"],
         settings=plan["settings"],
         facts=facts,
     )
     # Hugging Face's datasets goes by the most frequent file type of a folder: no JSON but the manifest may stay
     (folder / PLAN).unlink()
+    return facts
 
 
 # --- the work -------------------------------------------------------------------------------------------------
 
 
-def write_shards(folder: Path, inputs: Inputs, plan: str, config: AlignConfig) -> list[Path]:
-    """Align all photographs, `config.shard_faces` a file; files that are there already are kept."""
-    workers = config.workers or os.cpu_count() or 1
+def write_shards(
+    folder: Path, inputs: Inputs, plan: dict[str, Any], config: AlignConfig, job: Job | None, client: Any
+) -> None:
+    """Align all photographs, or those of a job, `config.shard_faces` a file; files that are there already are kept."""
     stores = {name: read.photos for name, read in inputs.sources.items()}
-    detector = None if config.aligned else Detector()
-    aligner = Aligner(stores, config, detector, template(config.crop, config.eye_distance))
-    photos = inputs.photos
-    shards = []
-    with threads(workers) as pool, progress("aligning", len(photos), unit="images") as advance:
-        for number, start in enumerate(range(0, len(photos), config.shard_faces)):
-            portion = photos[start : start + config.shard_faces]
-            path = folder / f"part-{number:05d}.parquet"
-            shards.append(path)
-            if is_done(path, plan):
-                advance(len(portion))
-                continue
-            done = in_order(pool, aligner, portion, window=8 * workers)
-            write_shard(path, done, inputs.classes, plan, advance)
-    return shards
+    portions = portions_of(inputs, plan, job)
+    with progress("aligning", sum(map(len, portions.values())), unit="images") as advance:
+        for name in [name for name in portions if is_done(folder / name, plan["digest"])]:
+            advance(len(portions.pop(name)))
+        if client is not None:
+            seen = (folder / PLAN).absolute(), digest_file(folder / PLAN)
+            about = (inputs.classes, plan["digest"], config, seen)
+            carry_out(
+                client, (portion_task(name, photos, stores, *about) for name, photos in portions.items()), advance
+            )
+            return
+        workers = config.workers or os.cpu_count() or 1
+        aligner = aligner_of(stores, config)
+        with threads(workers) as pool:
+            for name, photos in portions.items():
+                done = in_order(pool, aligner, photos, window=8 * workers)
+                write_shard(folder / name, done, inputs.classes, plan["digest"], advance)
+
+
+@dataclass(frozen=True)
+class PortionTask:
+    """One shard, for a worker on a cluster."""
+
+    name: str
+    photos: Sequence[Photo]
+    stores: dict[str, Photos]
+    classes: tuple[str, ...]
+    plan: str
+    config: AlignConfig
+    seen: tuple[Path, str]  # the plan's file, beside which the shard belongs, and its digest
+
+    @property
+    def path(self) -> Path:
+        return self.seen[0].with_name(self.name)
+
+    @property
+    def needs(self) -> list[tuple[Path, str]]:
+        return [self.seen]
+
+    @property
+    def size(self) -> int:
+        return len(self.photos)
+
+    def make(self) -> None:
+        check_seen(*self.seen)
+        if is_done(self.path, self.plan):
+            return
+        first = self.photos[0]
+        if self.stores[first.source].mark(first.file) != first.mark:
+            raise FerError(
+                f"the worker on {HOST} does not see {first.name} as it is here; give sources that all machines share"
+            )
+        cv2.setNumThreads(1)
+        aligner = aligner_of(self.stores, self.config)
+        done = ((photo, aligner.rows(photo)) for photo in self.photos)
+        write_shard(self.path, done, self.classes, self.plan, lambda count: None)
+
+
+def portion_task(name: str, photos: Sequence[Photo], stores: dict[str, Photos], *about: Any) -> PortionTask:
+    """The task with what its photographs need and no more: it is sent."""
+    files: dict[str, list[str]] = {}
+    for photo in photos:
+        files.setdefault(photo.source, []).append(photo.file)
+    return PortionTask(name, photos, {source: stores[source].only(own) for source, own in files.items()}, *about)
+
+
+def aligner_of(stores: dict[str, Photos], config: AlignConfig) -> "Aligner":
+    """What makes faces by these settings; one detector serves a whole process."""
+    detector = None if config.aligned else detector_once()
+    return Aligner(stores, config, detector, template(config.crop, config.eye_distance))
+
+
+@lru_cache(maxsize=1)
+def detector_once() -> Detector:
+    return Detector()
+
+
+def portions_of(inputs: Inputs, plan: dict[str, Any], job: Job | None = None) -> dict[str, Sequence[Photo]]:
+    """The photographs of every shard, or of those that a job makes, by the shard's file name."""
+    size = plan["settings"]["shard_faces"]
+    return {
+        name: inputs.photos[number * size : (number + 1) * size]
+        for number, name in enumerate(shard_names(plan))
+        if job is None or job.has(number)
+    }
 
 
 @contextmanager
@@ -383,8 +526,7 @@ def aligner_as(settings: dict[str, Any], store: Photos, **given: Any) -> Aligner
     """What makes faces as a run with these settings of its manifest has them; `given` win."""
     names = ("crop", "eye_distance", "min_face", "keep", "aligned", "encode")
     config = AlignConfig(**{**{name: settings[name] for name in names if name in settings}, **given})
-    detector = None if config.aligned else Detector()
-    return Aligner({"": store}, config, detector, template(config.crop, config.eye_distance))
+    return aligner_of({"": store}, config)
 
 
 def cut(image: np.ndarray, matrix: np.ndarray, crop: int) -> np.ndarray:
@@ -473,7 +615,7 @@ def mean_and_std(sums: np.ndarray) -> tuple[list[float], list[float]]:
     return (mean / 255).tolist(), (std / 255).tolist()
 
 
-def tally(shards: list[Path], inputs: Inputs, where: str) -> dict[str, Any]:
+def tally(shards: list[Path], plan: dict[str, Any]) -> dict[str, Any]:
     """Counts, mean and standard deviation over all shards; FerError if no face came out at all."""
     columns = ["status", "reason", "split", "label", "image_hash"]
     rows = pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shards])
@@ -484,8 +626,9 @@ def tally(shards: list[Path], inputs: Inputs, where: str) -> dict[str, Any]:
     if usable.empty:
         counts = ", ".join(f"{count:,} {status}" for status, count in statuses.items())
         first = "" if unreadable.empty else f", most often: {unreadable.index[0]}"
+        sources = ", ".join(place_of(shards[0].parent, made["path"]) for made in plan["sources"].values())
         raise FerError(
-            f"{where}: none of its {len(inputs.photos):,} photographs gave a face ({counts}{first}); "
+            f"{sources}: none of its {plan['images']:,} photographs gave a face ({counts}{first}); "
             "give photographs on which faces can be seen"
         )
     sums: dict[str, np.ndarray] = {}
@@ -495,11 +638,11 @@ def tally(shards: list[Path], inputs: Inputs, where: str) -> dict[str, Any]:
     over = "train" if "train" in sums else "all splits"
     mean, std = mean_and_std(sums["train"] if "train" in sums else np.sum(list(sums.values()), axis=0))
     return {
-        "images": len(inputs.photos),
+        "images": plan["images"],
         "faces": len(usable),
         "statuses": {status: int(statuses[status]) for status in STATUSES if status in statuses},
         "splits": {split: int(count) for split, count in usable["split"].value_counts().sort_index().items()},
-        "labels": {name: int(labels.get(index, 0)) for index, name in enumerate(inputs.classes)},
+        "labels": {name: int(labels.get(index, 0)) for index, name in enumerate(plan["classes"])},
         "unlabelled": int(usable["label"].isna().sum()),
         "unreadable": {reason: int(count) for reason, count in unreadable.head(20).items()},
         "mean": mean,
@@ -559,3 +702,17 @@ def summary(folder: Path, facts: dict[str, Any], began: float) -> dict[str, Any]
     names = ("images", "faces", "statuses", "splits", "labels", "unlabelled", "unreadable", "notes")
     counts = {name: facts[name] for name in names} | {"duplicates": facts.get("duplicates", [])}  # older runs have none
     return {"folder": str(folder), **counts, "seconds": round(time.monotonic() - began, 1)}
+
+
+def part_summary(folder: Path, plan: dict[str, Any], job: Job, began: float) -> dict[str, Any]:
+    """What the command prints of a job."""
+    shards = [folder / name for number, name in enumerate(shard_names(plan)) if job.has(number)]
+    rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
+    return {
+        "folder": str(folder),
+        "shard": str(job),
+        "files": len(shards),
+        "rows": rows,
+        "seconds": round(time.monotonic() - began, 1),
+        "next": f"fer merge {folder.parent}, when all {job.of} are done",
+    }

@@ -8,13 +8,16 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from efficientface import FerError
+from efficientface.pipeline.config import Job
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -28,15 +31,18 @@ STAGE_OF = {
     "identities": "fer pretrain",
 }
 MODELS = ("teacher", "student", "identities")  # kinds that are a network with its weights
+FINISHED: list[Callable[[Path], None]] = []  # told of every file that `replacing` has finished; see mirror.py
+HOST = re.sub(r"\W", "-", socket.gethostname()) or "-"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary sibling to write to, as a file or as a folder.
 
-    It becomes `path` in one rename, or vanishes if the body fails.
+    It becomes `path` in one rename, or vanishes if the body fails. Its name is nobody else's: on a cluster several
+    machines, or threads of a process, may make the same file at once.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.{HOST}.{os.getpid()}.part")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if not _is_alive(left):  # of a process that was killed
             _remove(left)
@@ -51,6 +57,8 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         _remove(part)
+    for told in FINISHED:
+        told(path)
 
 
 @contextmanager
@@ -72,14 +80,33 @@ def alone(folder: Path, lock: Path, stage: str, otherwise: str) -> Iterator[None
         held.release()
 
 
+@contextmanager
+def among(folder: Path, lock: Path, job: Job, stage: str, otherwise: str) -> Iterator[None]:
+    """Hold the lock file together with the other jobs that write to `folder`, each with shards of its own.
+
+    FerError if a process that writes all of it holds the lock, or another one the same job.
+    """
+    import fcntl
+
+    own = lock.with_name(f"{lock.stem}-{job.number}-of-{job.of}.lock")
+    with alone(folder, own, f"{stage} --shard {job}", otherwise), open(lock, "a+") as shared:
+        try:
+            fcntl.flock(shared, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FerError(f"another {stage} is writing {folder}; wait for it, or {otherwise}") from error
+        yield
+
+
 def is_part(path: Path) -> bool:
     """Whether a file is one that `replacing` had not finished."""
     return path.name.startswith(".") and path.name.endswith(".part")
 
 
 def _is_alive(part: Path) -> bool:
-    """Whether the process whose number a temporary file's name holds is there; the file of another user's is."""
-    number = part.name.split(".")[-2]
+    """Whether the process that a temporary file's name holds is there; another user's and another machine's are."""
+    host, number = part.name.split(".")[-3:-1]
+    if host != HOST:
+        return True
     try:
         os.kill(int(number), 0)
     except (ProcessLookupError, ValueError, OverflowError):
@@ -283,6 +310,11 @@ def reference_to(artifact: Path, from_folder: Path) -> dict[str, str]:
         "path": os.path.relpath(artifact, from_folder).replace(os.sep, "/"),
         "manifest": digest_of(artifact),
     }
+
+
+def place_of(folder: Path, path: str) -> str:
+    """Where something lies that the manifest in `folder` names: an address, or a path beginning at the folder."""
+    return path if "://" in path else os.path.normpath(folder / path)
 
 
 def digest_of(artifact: Path) -> str:

@@ -32,6 +32,28 @@ PUBLISHED = {
 }
 
 
+class Job(NamedTuple):
+    """One of several independent jobs that together make an artifact, `--shard NUMBER/OF`, counted from 1."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def has(self, shard: int) -> bool:
+        """Whether the shard of this number (from 0) is for this job to make."""
+        return shard % self.of == self.number - 1
+
+
+def parse_job(text: str) -> Job:
+    """What --shard says: `2/4` is the second of four jobs."""
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise FerError(f"--shard {text} is not understood; give I/N, job I of N counted from 1, such as 1/4")
+    return Job(int(number), int(of))
+
+
 @dataclass(frozen=True)
 class AlignConfig:
     layout: str | None = None  # recognised by itself when None; of several sources NAME=LAYOUT, with commas
@@ -55,6 +77,7 @@ class AlignConfig:
         _within("--crop", self.crop, 32, 1024)
         _within("--eye-distance", self.eye_distance, 0.1, 0.6)
         _within("--min-face", self.min_face, 1, 10_000)
+        _within("--shard-faces", self.shard_faces, 1, 1_000_000)
         _machine(self.workers, self.seed)
         if self.val_from_train is not None:
             _within("--val-from-train", self.val_from_train, 0.001, 0.9)
@@ -137,6 +160,7 @@ class TeachConfig(TrainConfig):
         _one_of("--format", self.format, ("parquet", "hdf5"))
         _within("--views", self.views, 0, 1000)
         _within("--label-batch", self.label_batch, 1, 65_536)
+        _within("--shard-faces", self.shard_faces, 1, 1_000_000)
         _name("--cache", self.cache)
 
 

@@ -8,11 +8,15 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
+import torch
+from filelock import FileLock
 from scipy.optimize import linear_sum_assignment, minimize_scalar
 from torch import nn
 
@@ -20,11 +24,14 @@ from efficientface import FerError
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, tempered
 from efficientface.cache.parquet import read_shards, write_shard
 from efficientface.data.batches import canonical
-from efficientface.data.faces import Faces
+from efficientface.data.faces import Faces, read_faces
 from efficientface.data.views import draw_views
 from efficientface.pipeline.artifact import (
+    MANIFEST,
     check_files,
+    data_files,
     describe,
+    digest_file,
     digest_of,
     is_finished,
     is_part,
@@ -37,8 +44,11 @@ from efficientface.pipeline.artifact import (
 )
 from efficientface.pipeline.caches import ONE_FILE, asked_teachers, assemble, open_cache
 from efficientface.pipeline.checkpoint import load_model
-from efficientface.pipeline.config import TeachConfig, parse_source
+from efficientface.pipeline.cluster import carry_out, check_seen
+from efficientface.pipeline.config import Job, TeachConfig, parse_source
+from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs
+from efficientface.pipeline.jobs import JOBS, refuse_other_job
 from efficientface.pipeline.metrics import SMALLEST, calibration_error
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
@@ -125,13 +135,20 @@ def load_teachers(folders: Sequence[Path], classes: tuple[str, ...], config: Tea
 
 
 def cache_distributions(
-    inputs: Inputs, folders: Sequence[Path], fold: np.ndarray | None, out: Path, config: TeachConfig
+    inputs: Inputs,
+    folders: Sequence[Path],
+    fold: np.ndarray | None,
+    out: Path,
+    config: TeachConfig,
+    job: Job | None = None,
+    client: Any = None,
 ) -> dict[str, Any]:
     """Write the canonical distribution and V replay views of every usable face to `out`, a shard at a time.
 
     folders: the teachers that the source asks, none if it asks none; fold: (N,) of each face the teacher that has not
     seen it, see folds.py, None without folds. Faces that the source says nothing about (no votes, no label) are
-    left out, and counted.
+    left out, and counted. With `job` only the shards of that job are made; merge.py does the rest. `client`, of Dask,
+    has them made by its workers.
     """
     weights = parse_source(config.source)
     if config.views and not folders:
@@ -154,12 +171,25 @@ def cache_distributions(
     if folders:
         teachers = load_teachers(folders, inputs.faces.classes, config)
         judged = {"teacher": {**teachers.described(), **check_teacher(teachers, inputs, config.choose_on)}}
-    plan = {"settings": settings, "made_from": _digests(made_from), "format": config.format}
-    if leads():
-        _begin(out, plan)
-    meet()
     known = said_without_teacher(inputs.faces, weights)
     sayable = np.isfinite(known).all(1)
+    plan = {
+        "settings": settings,
+        "made_from": {name: reference["manifest"] for name, reference in made_from.items()},
+        "format": config.format,
+        "calibrate": config.choose_on if config.calibrate else "",
+        "versions": {"torch": torch.__version__, "OpenCV": cv2.__version__},
+        "references": made_from,
+        "classes": list(inputs.faces.classes),
+        "rows": int(sayable.sum()),
+        "facts": {**judged, "left_out": int((~sayable).sum())},
+    }
+    if job is not None:
+        with FileLock(out.parent / f".{out.name}-plan.lock"):
+            _begin(out, plan, job)
+    elif leads():
+        _begin(out, plan)
+    meet()
     if not sayable.all():
         log.info(
             "distributions: %s of %s faces left out, without votes or a label",
@@ -174,34 +204,148 @@ def cache_distributions(
         fold = np.full(len(faces), NO_TEACHER, np.int8)
     else:
         fold = np.where(teachers.trained_on(faces), SEEN, UNSEEN).astype(np.int8)
-    names = [f"part-{k:05d}.parquet" for k in range(-(-len(faces) // config.shard_faces))]
+    labeller = Labeller(teachers, weights.get("ldg", 0.0), settings, inputs.facts["crop"])
     rank, world = rank_and_world()
     log.info("distributions: %s views of %s faces", f"{len(faces) * (1 + settings['views']):,}", f"{len(faces):,}")
-    with progress("labelling", teachers.answers(fold) if teachers else len(faces)) as advance:
-        for k, name in enumerate(names):
+    tasks = []
+    with progress("labelling", labeller.answers(fold)) as advance:
+        for k, name in enumerate(shard_names(plan)):
             rows = np.arange(k * config.shard_faces, min((k + 1) * config.shard_faces, len(faces)))
-            if k % world != rank or (out / name).exists():
-                advance(teachers.answers(fold[rows]) if teachers else len(rows))
-                continue
-            part = faces.select(rows)
-            boxes, flips = draw_views(
-                config.seed, part.face_id, range(settings["views"]), inputs.facts["crop"], config.min_area
-            )
-            whole_box, whole_flip = canonical(len(part), inputs.facts["crop"])
-            answers = np.repeat(known[rows, None], 1 + boxes.shape[1], axis=1).astype(np.float32)
-            if teachers is not None:
-                seen_views = np.concatenate([whole_box, boxes], 1), np.concatenate([whole_flip, flips], 1)
-                answers += np.float32(weights["ldg"]) * teachers.ask(part, *seen_views, fold[rows], advance)
-            shard = as_shard(part, fold[rows], answers, boxes, flips)
-            shard.check(name)
-            with replacing(out / name) as part_file:
-                write_shard(shard, part_file)
+            mine = job.has(k) if job is not None else k % world == rank
+            if not mine or (out / name).exists():
+                advance(labeller.answers(fold[rows]))
+            elif client is not None:
+                tasks.append((name, rows))
+            else:
+                labeller.write(out / name, faces.select(rows), known[rows], fold[rows], advance)
+        if tasks:
+            send = Sender(inputs, faces, known, fold, labeller, out)
+            carry_out(client, (send.task(name, rows) for name, rows in tasks), advance)
+    if job is not None:
+        return {
+            "distributions": str(out),
+            "shard": str(job),
+            "files": sum(job.has(k) for k in range(len(shard_names(plan)))),
+            "next": f"fer merge {out.parent}, when all {job.of} are done",
+        }
     meet()
     if leads():
-        facts = {**judged, "left_out": int((~sayable).sum())}
-        _finish(out, names, made_from, settings, facts, config)
+        finish(out, plan)
     meet()
     return summary(read_manifest(out, "distributions"), out)
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """Makes the shards of one cache."""
+
+    teachers: Teachers | None
+    weight: float  # of the teachers' answers in a distribution
+    settings: dict[str, Any]  # the cache's: views, seed, min_area
+    crop: int  # pixels a side of a stored face
+
+    def answers(self, fold: np.ndarray) -> int:
+        """How many answers faces of these folds (N,) take."""
+        return self.teachers.answers(fold) if self.teachers else len(fold)
+
+    def write(self, path: Path, faces: Faces, known: np.ndarray, fold: np.ndarray, advance: Advance) -> None:
+        """One file, whole or not at all: N faces, of which `known` (N, C) is said without a teacher; fold (N,)."""
+        boxes, flips = draw_views(
+            self.settings["seed"], faces.face_id, range(self.settings["views"]), self.crop, self.settings["min_area"]
+        )
+        whole_box, whole_flip = canonical(len(faces), self.crop)
+        answers = np.repeat(known[:, None], 1 + boxes.shape[1], axis=1).astype(np.float32)
+        if self.teachers is not None:
+            seen_views = np.concatenate([whole_box, boxes], 1), np.concatenate([whole_flip, flips], 1)
+            answers += np.float32(self.weight) * self.teachers.ask(faces, *seen_views, fold, advance)
+        shard = as_shard(faces, fold, answers, boxes, flips)
+        shard.check(path.name)
+        with replacing(path) as part_file:
+            write_shard(shard, part_file)
+
+
+class Sender:
+    """Makes tasks for the workers of a cluster: they read faces and teachers themselves."""
+
+    def __init__(
+        self, inputs: Inputs, faces: Faces, known: np.ndarray, fold: np.ndarray, labeller: Labeller, out: Path
+    ):
+        self.faces, self.known, self.fold, self.labeller, self.out = faces, known, fold, labeller, out
+        self.files = [file.absolute() for file in data_files(inputs.folder, inputs.manifest)]
+        self.ends = np.cumsum([pq.read_metadata(file).num_rows for file in self.files])
+        teachers = labeller.teachers
+        self.folders = tuple(folder.absolute() for folder in teachers.folders) if teachers else ()
+        seen = [out.absolute() / PLAN, *(folder / MANIFEST for folder in (self.files[0].parent, *self.folders))]
+        self.seen = [(path, digest_file(path)) for path in seen]
+        # what these manifests name; of faces/ a task needs a few files only
+        self.stated = {
+            path.parent / name: entry["blake2b"]
+            for path, _ in self.seen[1:]
+            for name, entry in json.loads(path.read_bytes())["files"].items()
+        }
+
+    def task(self, name: str, rows: np.ndarray) -> "LabelTask":
+        """The shard of the faces at `rows`, that stand in these few files of faces/."""
+        place = self.faces.place[rows]
+        first, last = np.searchsorted(self.ends, place[[0, -1]], side="right")
+        began = self.ends[first - 1] if first else 0
+        teachers, files = self.labeller.teachers, self.files[first : last + 1]
+        others = set(self.files).difference(files)
+        return LabelTask(
+            path=self.out.absolute() / name,
+            files=files,
+            rows=place - began,
+            known=self.known[rows],
+            fold=self.fold[rows],
+            labeller=replace(self.labeller, teachers=None),
+            folders=self.folders,
+            config=TeachConfig(label_batch=teachers.batch, device=teachers.device, workers=1) if teachers else None,
+            seen=self.seen,
+            needs=[*self.seen, *((path, digest) for path, digest in self.stated.items() if path not in others)],
+        )
+
+
+@dataclass(frozen=True)
+class LabelTask:
+    """One shard, for a worker on a cluster."""
+
+    path: Path
+    files: Sequence[Path]  # shards of faces/
+    rows: np.ndarray  # (N,) in these
+    known: np.ndarray  # (N, C)
+    fold: np.ndarray  # (N,)
+    labeller: Labeller  # without its teachers
+    folders: tuple[Path, ...]  # theirs
+    config: TeachConfig | None  # how they are asked
+    seen: Sequence[tuple[Path, str]]  # files that a worker must see as they are here, with their digests
+    needs: Sequence[tuple[Path, str]]  # these, and what else is read
+
+    @property
+    def size(self) -> int:
+        count = max(len(self.folders), 1)
+        return int(np.where(self.fold < 0, count, 1).sum())
+
+    def make(self) -> None:
+        if self.path.exists():
+            return
+        for path, digest in self.seen:
+            check_seen(path, digest)
+        torch.set_num_threads(1)  # a thread a task: the cluster's settings say how many of these a worker has
+        faces = read_faces(self.files).select(self.rows)
+        teachers = teachers_once(self.folders, faces.classes, self.config) if self.config else None
+        replace(self.labeller, teachers=teachers).write(self.path, faces, self.known, self.fold, lambda count: None)
+
+
+@lru_cache(maxsize=1)
+def teachers_once(folders: tuple[Path, ...], classes: tuple[str, ...], config: TeachConfig) -> Teachers:
+    """The teachers that a worker asks, loaded for its first shard."""
+    prepare(config.device)
+    return load_teachers(folders, classes, config)
+
+
+def shard_names(plan: dict[str, Any]) -> list[str]:
+    """The files that the plan is to make, in order."""
+    return [f"part-{k:05d}.parquet" for k in range(-(-plan["rows"] // plan["settings"]["shard_faces"]))]
 
 
 def cached_before(
@@ -362,38 +506,32 @@ def teachers_of(out: Path, manifest: dict[str, Any]) -> list[Path]:
     return folders
 
 
-def _finish(
-    folder: Path,
-    shards: list[str],
-    made_from: dict[str, Any],
-    settings: dict[str, Any],
-    facts: dict[str, Any],
-    config: TeachConfig,
-) -> None:
+def finish(folder: Path, plan: dict[str, Any]) -> None:
     """Read all shards back, for HDF5 assemble them, then write the manifest; what it does not name is removed last."""
+    shards = shard_names(plan)
     written = read_shards([folder / name for name in shards])
     facts = {
         "faces": len(written),
         "views": written.views,
-        "source": settings["source"],
-        "min_area": settings["min_area"],
-        **facts,
+        "source": plan["settings"]["source"],
+        "min_area": plan["settings"]["min_area"],
+        **plan["facts"],
         "fold_faces": {str(k): int((written.fold == k).sum()) for k in np.unique(written.fold)},
     }
-    if config.calibrate:
-        facts["calibration"] = calibrate(written, config.choose_on, folder)
+    if plan["calibrate"]:
+        facts["calibration"] = calibrate(written, plan["calibrate"], folder)
     about: dict[str, Any] = {
-        "classes": written.classes, "made_from": made_from, "settings": settings, "facts": facts
+        "classes": written.classes, "made_from": plan["references"], "settings": plan["settings"], "facts": facts
     }  # fmt: skip
-    if config.format == "hdf5":
+    if plan["format"] == "hdf5":
         assemble(folder, shards, describe("distributions", **about))
-    files = [ONE_FILE] if config.format == "hdf5" else shards
+    files = [ONE_FILE] if plan["format"] == "hdf5" else shards
     clear(folder, write_manifest(folder, "distributions", files=files, **about))
 
 
 def clear(folder: Path, manifest: dict[str, Any]) -> None:
     """Remove what the labelling needed while it went on; killed in between, the next call does it."""
-    for path in (*folder.glob("part-*.parquet"), folder / ONE_FILE, folder / PLAN):
+    for path in (*folder.glob("part-*.parquet"), *folder.glob(".*.part"), folder / ONE_FILE, folder / PLAN):
         if path.name not in manifest["files"]:
             path.unlink(missing_ok=True)
 
@@ -505,15 +643,17 @@ def class_order(answered: list[str], wanted: tuple[str, ...], teacher: Path) -> 
     return [answered.index(name) for name in wanted]
 
 
-def _begin(folder: Path, plan: dict[str, Any]) -> None:
+def _begin(folder: Path, plan: dict[str, Any], job: Job | None = None) -> None:
     """Start labelling, or go on with the same plan; shards of another plan are never mixed in."""
     path = folder / PLAN
+    jobs = {} if job is None else {JOBS: job.of}
     if path.exists():
         try:
             begun = dict(json.loads(path.read_bytes()))
         except (ValueError, TypeError):
             raise FerError(f"{path} is damaged; remove {folder} and run fer teach again") from None
         given = json.loads(json.dumps(plan))
+        refuse_other_job(folder, begun, given, job)
         for part, was, now in (
             ("settings", begun.get("settings", {}), given["settings"]),
             ("made_from", begun.get("made_from", {}), given["made_from"]),
@@ -528,11 +668,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     elif folder.exists() and not all(is_part(path) for path in folder.iterdir()):
         raise FerError(f"{folder} has files but neither {PLAN} nor a manifest; move them away and run fer teach again")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, plan)
-
-
-def _digests(made_from: dict[str, Any]) -> dict[str, str]:
-    return {name: reference["manifest"] for name, reference in made_from.items()}
+    write_json(path, {**plan, **jobs})
 
 
 def summary(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:

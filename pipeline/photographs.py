@@ -15,6 +15,7 @@ from efficientface import FerError
 from efficientface.data.faces import hash_image
 from efficientface.data.labels import ordered
 from efficientface.data.photos import PhotoFiles, Photos
+from efficientface.data.remote import is_address, read_remote_source
 from efficientface.data.sources import Source, read_source
 from efficientface.data.splits import assign_splits
 from efficientface.pipeline.config import AlignConfig
@@ -48,11 +49,11 @@ class Inputs:
     notes: list[str]
 
 
-def read_inputs(paths: dict[str, Path], config: AlignConfig) -> Inputs:
+def read_inputs(paths: dict[str, Path | str], config: AlignConfig) -> Inputs:
     """Read every source, and carve each one's missing splits for itself."""
     layouts = layouts_of(config.layout, paths)
     sources = {
-        name: read_source(path, layouts[name], config.classes, config.label_rule, config.aligned)
+        name: _read(path, layouts[name], config.classes, config.label_rule, config.aligned)
         for name, path in paths.items()
     }
     inputs = Inputs(sources, ordered(dict.fromkeys(c for read in sources.values() for c in read.classes)), [], [])
@@ -63,11 +64,18 @@ def read_inputs(paths: dict[str, Path], config: AlignConfig) -> Inputs:
     return inputs
 
 
-def named_sources(texts: Sequence[str]) -> Path | dict[str, Path]:
+def _read(path: Path | str, *args: Any) -> Source:
+    """A source on this machine, or at an address."""
+    return read_remote_source(str(path), *args) if is_address(path) else read_source(Path(path), *args)
+
+
+def named_sources(texts: Sequence[str]) -> Path | str | dict[str, Path | str]:
     """SOURCE, or NAME=SOURCE ... as on the command line; a folder that is really called `a=b` is a source by itself."""
+    if len(texts) == 1 and is_address(texts[0]):
+        return texts[0]
     if len(texts) == 1 and ("=" not in texts[0] or Path(texts[0]).exists()):
         return Path(texts[0])
-    named: dict[str, Path] = {}
+    named: dict[str, Path | str] = {}
     for text in texts:
         name, given, path = text.partition("=")
         if not given or not re.fullmatch(r"\w[\w.-]*", name):
@@ -77,7 +85,7 @@ def named_sources(texts: Sequence[str]) -> Path | dict[str, Path]:
             )
         if name in named:
             raise FerError(f"two sources are called {name}; give each a name of its own")
-        named[name] = Path(path).expanduser()  # shells leave `NAME=~/...` as it is
+        named[name] = path if is_address(path) else Path(path).expanduser()  # shells leave `NAME=~/...` as it is
     return named
 
 

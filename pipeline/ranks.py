@@ -178,5 +178,9 @@ def meet() -> None:
 
 def writing(folder: Path, run: Path, stage: str, otherwise: str) -> AbstractContextManager[None]:
     """`alone` while an artifact of `run` is made; of several processes the first one speaks for all."""
-    lock = run / f".{'-'.join(folder.relative_to(run).parts)}.lock"
-    return alone(folder, lock, stage, otherwise) if leads() else nullcontext()
+    return alone(folder, lock_of(folder, run), stage, otherwise) if leads() else nullcontext()
+
+
+def lock_of(folder: Path, run: Path) -> Path:
+    """The lock file of an artifact of `run`."""
+    return run / f".{'-'.join(folder.relative_to(run).parts)}.lock"

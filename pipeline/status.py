@@ -22,6 +22,7 @@ from efficientface.pipeline.artifact import (
     digest_of,
     is_begun,
     is_finished,
+    place_of,
     read_manifest,
     read_sealed,
 )
@@ -31,9 +32,9 @@ from efficientface.pipeline.config import AlignConfig, DistillConfig, PretrainCo
 # As in teach.py and checkpoint.py, which import torch.
 PLAN = "plan.json"
 CHECKPOINT = "checkpoint.safetensors"
-NO_OPTION = ("shard_faces", "given")  # of a stage's settings, not to be had from the command line
+NO_OPTION = ("given",)  # of a stage's settings, not to be had from the command line
 # What a cache's settings tell about the labelling, apart from the teacher.
-LABELLING = ("views", "seed", "min_area", "label_batch", "format", "source", "folds")
+LABELLING = ("views", "seed", "min_area", "label_batch", "shard_faces", "format", "source", "folds")
 COLOUR = {"done": "green", "stale": "yellow", "unfinished": "yellow", "missing": "dim", "damaged": "red"}
 
 
@@ -217,7 +218,7 @@ def sources_of(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
             state = "not there"
         else:
             state = "unchanged" if digest_of(path) == reference["manifest"] else "changed"
-        found.append({"name": name, "path": str(path), "state": state})
+        found.append({"name": name, "path": place_of(folder, str(reference.get("path", ""))), "state": state})
     return found
 
 

@@ -16,34 +16,53 @@ from efficientface import FerError
 from efficientface.cache.hdf5 import check_hdf5_names
 from efficientface.cache.parquet import check_class_names
 from efficientface.pipeline.artifact import (
+    among,
     is_finished,
     read_manifest,
     reference_to,
     replacing,
 )
 from efficientface.pipeline.checkpoint import finish_model, fresh_model, init_reference, network_options, trained_before
-from efficientface.pipeline.config import MACHINE, DistillConfig, TeachConfig, parse_source
+from efficientface.pipeline.cluster import connected
+from efficientface.pipeline.config import MACHINE, DistillConfig, Job, TeachConfig, parse_source
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.folds import assign_folds
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
 from efficientface.pipeline.label import TRAINED_ON, add_views, cache_distributions, check_source
-from efficientface.pipeline.ranks import agree, joined, leads, meet, writing
+from efficientface.pipeline.launch import numbers
+from efficientface.pipeline.ranks import agree, joined, leads, lock_of, meet, writing
 from efficientface.pipeline.train import fit, label_lessons, label_objective
 
 log = logging.getLogger(__name__)
 
+OTHERWISE = "give --cache NAME to write beside it"
 AS_IT_IS = "give --checkpoint to use it as it is, or remove it to train anew"
 # TeachConfig's fields that shape distributions/ and not the teacher
 LABELLING = ("views", "label_batch", "shard_faces", "cache", "format", "source", "folds", "calibrate")
 
 
-def run(run: Path, config: TeachConfig, checkpoints: Sequence[Path] = (), more_views: int = 0) -> dict[str, Any]:
+def run(
+    run: Path,
+    config: TeachConfig,
+    checkpoints: Sequence[Path] = (),
+    more_views: int = 0,
+    train_only: bool = False,
+    job: Job | None = None,
+    cluster: str = "",
+) -> dict[str, Any]:
     """Write RUN/teacher and RUN/distributions; with `checkpoints`, finished teachers, these are asked (their mean).
 
     With folds RUN/teacher/fold-K are trained, and each answers for the faces it has not seen. `more_views` only adds
-    views to a finished cache. Returns the teacher's accuracy on validation, the faces and views cached, and where.
+    views to a finished cache, `train_only` leaves the cache for later, and `job` makes a job's shards of it with
+    teachers that are there. `cluster`, see cluster.py, is where labelling is done, if not here. Returns the teacher's
+    accuracy on validation, the faces and views cached, and where.
     """
-    with joined(config.device) as device:
+    if (job is not None or cluster) and numbers()[1] > 1:
+        raise FerError("torchrun and srun divide the shards among their processes; leave out --shard and --cluster")
+    with (
+        connected(cluster, config.workers) if cluster else nullcontext() as client,
+        joined(config.device) as device,
+    ):
         config = replace(config, device=device)
         prepare(device)
         inputs = read_inputs(run)
@@ -51,16 +70,26 @@ def run(run: Path, config: TeachConfig, checkpoints: Sequence[Path] = (), more_v
         (check_hdf5_names if config.format == "hdf5" else check_class_names)(inputs.faces.classes)
         agree(run, {**asdict(config), "add_views": more_views}, checkpoints)
         out = run / (f"distributions-{config.cache}" if config.cache else "distributions")
-        with writing(out, run, "fer teach", "give --cache NAME to write beside it"):
-            return write_cache(inputs, run, out, config, checkpoints, more_views)
+        if job is not None:
+            with among(out, lock_of(out, run), job, "fer teach", OTHERWISE):
+                return write_cache(inputs, run, out, config, checkpoints, False, job, client)
+        with writing(out, run, "fer teach", OTHERWISE):
+            if more_views:
+                return add_views(inputs, out, more_views, config)
+            return write_cache(inputs, run, out, config, checkpoints, train_only, None, client)
 
 
 def write_cache(
-    inputs: Inputs, run: Path, out: Path, config: TeachConfig, checkpoints: Sequence[Path], more_views: int
+    inputs: Inputs,
+    run: Path,
+    out: Path,
+    config: TeachConfig,
+    checkpoints: Sequence[Path],
+    train_only: bool,
+    job: Job | None,
+    client: Any,
 ) -> dict[str, Any]:
     """Train the teachers that are missing and let them answer, or find what is wanted done already."""
-    if more_views:
-        return add_views(inputs, out, more_views, config)
     if checkpoints and (config.folds or "ldg" not in parse_source(config.source)):
         other = f"--folds {config.folds}" if config.folds else f"--source {config.source}"
         raise FerError(f"--checkpoint gives a teacher to ask, {other} has no use for it; leave one of them out")
@@ -82,9 +111,17 @@ def write_cache(
                 )
             # one that is finished may be asked by many at once
             done, otherwise = is_finished(teacher), "give --checkpoint with a finished one"
+            if job is not None and not done:
+                raise FerError(
+                    f"{teacher} is not trained yet, and --shard only asks teachers; run fer teach --train-only first"
+                )
             with nullcontext() if done else writing(teacher, run, "fer teach", otherwise):
                 train_teacher(inputs, teacher, config, None if fold is None else fold == number)
-    return cache_distributions(inputs, teachers, fold, out, config)
+    if train_only:
+        if checkpoints or not teachers:
+            raise FerError("--train-only trains a teacher, and nothing else was left to do here; leave it out")
+        return {"teachers": ", ".join(map(str, teachers)), "next": "the same command without --train-only"}
+    return cache_distributions(inputs, teachers, fold, out, config, job, client)
 
 
 def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig, without: np.ndarray | None = None) -> None:

@@ -26,6 +26,7 @@ from efficientface.pipeline.artifact import (
     is_begun,
     is_finished,
     is_part,
+    place_of,
     read_sealed,
 )
 from efficientface.pipeline.caches import asked_teachers
@@ -214,7 +215,10 @@ def _photographs(folder: Path, manifest: dict[str, Any], hashes: dict[str, str],
         prefix = f"{name}/" if len(sources) > 1 or name != "source" else ""
         files = {photo_of(key).removeprefix(prefix): key for key in hashes if key.startswith(prefix)}
         if not root.is_dir():
-            report.skip("sources", f"sources not checked: {root} is not there")
+            where = place_of(folder, str(told["path"]))
+            report.skip(
+                "sources", f"sources not checked: {where} is not {'on this machine' if '://' in where else 'there'}"
+            )
             continue
         try:
             photos = stored(root, str(told.get("layout")), manifest["settings"])

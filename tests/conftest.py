@@ -68,6 +68,17 @@ def write_faces(run, count: int = 60, classes=CLASSES, seed: int = 0, shards: in
     return folder
 
 
+def write_photos(root, count: int = 18):
+    """Class folders with `count` pictures, the last of them cut off; returns `root`."""
+    rng = np.random.default_rng(0)
+    for k in range(count):
+        path = root / CLASSES[k % len(CLASSES)] / f"{k:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = cv2.imencode(".png", picture(k % len(CLASSES), rng))[1].tobytes()
+        path.write_bytes(data[: len(data) // 2] if k == count - 1 else data)
+    return root
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run folder with aligned faces."""

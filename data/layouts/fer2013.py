@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -42,6 +42,9 @@ class PixelRows:
             raise Unreadable("damaged (not the numbers 0 to 255 of a square picture)")
         side = isqrt(len(pixels))
         return b"P5 %d %d 255\n" % (side, side) + pixels
+
+    def only(self, files: Sequence[str]) -> "PixelRows":
+        return PixelRows({file: self.pixels[file] for file in files})
 
 
 def is_fer2013(path: Path) -> bool:

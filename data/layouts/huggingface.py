@@ -1,10 +1,11 @@
 """Parquet with pictures inside, as Hugging Face's `datasets` writes it: a column of structs of `bytes` and `path`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -44,6 +45,12 @@ class ParquetPhotos:
         if not data:
             raise Unreadable("no bytes in the table")
         return data
+
+    def only(self, files: Sequence[str]) -> "ParquetPhotos":
+        return ParquetPhotos({file: (self.places[file][0].absolute(), *self.places[file][1:]) for file in files})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParquetPhotos, (self.places,)  # a lock stays where it is
 
 
 def _row_group(table: Path, column: str, group: int) -> pa.ChunkedArray:
