@@ -7,7 +7,9 @@ The program's own code runs on made-up photographs: the plan of `fer align` and 
 both verifying commands, the join of faces with their distributions, and what an epoch of `fer distill` shows. Two
 things are stand-ins: a picture is its own name (so nothing is detected or decoded), and a teacher's answer is noise
 about the label. Sources are Parquet tables with the pictures inside, train, val and test 8 : 1 : 1. Each stage has a
-process of its own; a step's peak is the largest resident size while it ran, libraries included (Linux tells it).
+process of its own; a step's peak is the largest resident size while it ran, libraries (0.5 GB) included; only Linux
+tells it. Where other work shares the processor, its seconds (CPU) tell more than those on the wall; the exponent k, of
+time = faces ** k, is theirs.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -40,17 +42,27 @@ CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "an
 TABLES = ("train",) * 8 + ("val", "test")
 
 
-class Steps(list[tuple[str, float, float]]):
-    """What was measured: of each step its name, its seconds, and its peak in GB."""
+class Step(NamedTuple):
+    """What was measured: seconds on the wall, seconds of the processor, and the peak in GB."""
+
+    name: str
+    seconds: float
+    cpu: float
+    peak: float
+
+
+class Steps(list[Step]):
+    """The steps of a stage in their order."""
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         yield
-        seconds = time.perf_counter() - began
-        status = Path("/proc/self/status").read_text()
-        self.append((name, seconds, int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9))
+        seconds, cpu = time.perf_counter() - began, time.process_time() - worked
+        peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+        self.append(Step(name, seconds, cpu, peak))
+        print(f"    {name:<40}{seconds:10.2f} s {cpu:10.2f} s CPU {peak:8.2f} GB", flush=True)
 
 
 # --- what is made up -------------------------------------------------------------------------------------------
@@ -216,6 +228,9 @@ def measure(count: int, views: int, root: str | None = None, apart: bool = True)
                     steps += pool.submit(stage, folder, count, views).result()
             else:
                 steps += stage(folder, count, views)
+        for name in ("faces", "distributions"):
+            sizes = [file.stat().st_size for file in (folder / "run" / name).iterdir()]
+            print(f"    {name}/: {len(sizes):,} files, {sum(sizes) / count:,.0f} bytes a face", flush=True)
     finally:
         shutil.rmtree(folder)
     return steps
@@ -234,18 +249,17 @@ def main() -> None:
     options = parser.parse_args()
     found: list[Steps] = []
     for count in options.faces:
-        began = time.perf_counter()
+        print(f"{count:,} faces, {options.views} views", flush=True)
         found.append(measure(count, options.views, options.folder))
-        seconds, peak = time.perf_counter() - began, max(peak for _, _, peak in found[-1])
-        print(f"{count:,} faces, {options.views} views: {seconds:,.0f} s, peak {peak:.2f} GB", flush=True)
-        for name, taken, used in found[-1]:
-            print(f"    {name:<40}{taken:10.2f} s {used:8.2f} GB", flush=True)
-    sizes = " | ".join(f"{count:,}: s | GB" for count in options.faces)
-    print(f"\n| step | {sizes} | exponent |\n| --- |{' ---: | ---: |' * len(found)} ---: |")
+    sizes = " | ".join(f"{count:,}: s | CPU s | GB" for count in options.faces)
+    print(f"\n| step | {sizes} | exponent |\n| --- |{' ---: | ---: | ---: |' * len(found)} ---: |")
     for steps in zip(*found, strict=True):
-        cells = " | ".join(f"{seconds:,.2f} | {peak:.2f}" for _, seconds, peak in steps)
-        grows = f"{exponent(options.faces, [seconds for _, seconds, _ in steps]):.2f}" if len(steps) > 1 else ""
-        print(f"| {steps[0][0]} | {cells} | {grows} |")
+        cells = " | ".join(f"{step.seconds:,.2f} | {step.cpu:,.2f} | {step.peak:.2f}" for step in steps)
+        grows = f"{exponent(options.faces, [step.cpu for step in steps]):.2f}" if len(steps) > 1 else ""
+        print(f"| {steps[0].name} | {cells} | {grows} |")
+    for count, all_steps in zip(options.faces, found, strict=True):
+        seconds, cpu = sum(step.seconds for step in all_steps), sum(step.cpu for step in all_steps)
+        print(f"{count:,} faces: {seconds:,.0f} s, {cpu:,.0f} s CPU, peak {max(s.peak for s in all_steps):.2f} GB")
 
 
 if __name__ == "__main__":

@@ -164,12 +164,12 @@ def join(parts: Iterable[Distributions]) -> Distributions:
 # --- text --------------------------------------------------------------------------------------------------------
 
 
-def text_array(words: np.ndarray) -> pa.Array:
+def text_array(words: np.ndarray | Sequence[str]) -> pa.Array:
     """(N,) str, None among them, as Arrow has them: what is done with all of them goes fifty times faster there."""
     return pa.array(words, pa.large_string())
 
 
-def places(wanted: np.ndarray, known: np.ndarray) -> np.ndarray:
+def places(wanted: np.ndarray, known: np.ndarray | Sequence[str]) -> np.ndarray:
     """(M,) int64: where each of M words stands in `known` (N,), -1 where it does not."""
     found = pc.index_in(text_array(wanted), value_set=text_array(known))
     return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

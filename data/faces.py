@@ -193,7 +193,7 @@ def _words(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def read_table(path: Path, images: bool = True, columns: Sequence[str] | None = None) -> pa.Table:
-    """One shard as an Arrow table, without the pictures if they are not wanted; of `columns` alone if they are given."""
+    """One shard as an Arrow table, or `columns` of it; without the pictures if they are not wanted."""
     try:
         with pq.ParquetFile(path) as file:
             names = [name for name in columns or file.schema_arrow.names if images or name != "image"]
