@@ -33,12 +33,12 @@ def draw_views(
     for k in range(0, len(face_ids), step):
         keys = [f"{seed}\0{view}\0{face_id}".encode() for face_id in face_ids[k : k + step] for view in views]
         drawn, mirrored = _draw(keys, crop, min_area)
-        boxes[k : k + step] = drawn.reshape(-1, len(views), 4)
-        flips[k : k + step] = mirrored.reshape(-1, len(views))
+        part = slice(k, k + step)
+        boxes[part], flips[part] = drawn.reshape(boxes[part].shape), mirrored.reshape(flips[part].shape)
     return boxes, flips
 
 
-def _draw(keys: Sequence[bytes], crop: int, min_area: float) -> tuple[np.ndarray, np.ndarray]:
+def _draw(keys: list[bytes], crop: int, min_area: float) -> tuple[np.ndarray, np.ndarray]:
     """A box (len(keys), 4) and a flip (len(keys),) by each key."""
     boxes = np.zeros((len(keys), 4), np.uint16)
     flips = np.zeros(len(keys), bool)
