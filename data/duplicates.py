@@ -7,6 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 SIDE = 16
 NEAR = 16  # of the 256 bits: what that finds and misses was measured, see docs/datasets.md
@@ -38,8 +40,8 @@ def between_splits(photos: pd.DataFrame) -> pd.DataFrame:
 
 
 def _twins(photos: pd.DataFrame, others: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
-    equal = dict(zip(others["source_hash"][::-1], others.index[::-1], strict=True))  # the first of several
-    twins = np.array([equal.get(picture, -1) for picture in photos["source_hash"]], np.int64)
+    wanted, there = (pa.array(frame["source_hash"].to_list(), pa.large_string()) for frame in (photos, others))
+    twins = pc.index_in(wanted, value_set=there).fill_null(-1).to_numpy().astype(np.int64)  # the first of several
     bits = np.full(len(photos), -1)
     rest = np.flatnonzero(twins < 0)
     if len(rest) and len(others):
@@ -51,7 +53,7 @@ def _twins(photos: pd.DataFrame, others: pd.DataFrame) -> Iterator[tuple[Any, ..
 
 def _bytes(photos: pd.DataFrame) -> np.ndarray:
     """(N, 32) uint8 of N hashes."""
-    return np.frombuffer(bytes.fromhex("".join(photos["source_dhash"])), np.uint8).reshape(-1, SIDE * SIDE // 8)
+    return np.frombuffer(b"".join(map(bytes.fromhex, photos["source_dhash"])), np.uint8).reshape(-1, SIDE * SIDE // 8)
 
 
 def nearest(hashes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
