@@ -1,7 +1,8 @@
 """How time and memory of all but the networks grow with the number of faces; prints a Markdown table.
 
     python benchmarks/scale.py --faces 10000 100000                      (or make bench)
-    python benchmarks/scale.py --faces 100000 1000000 10000000           (the table of docs/scaling.md)
+    python benchmarks/scale.py --faces 30000 100000 300000               (the table of docs/scaling.md)
+    python benchmarks/scale.py --faces 10000000                          (half an hour and 16 GB, by that table)
 
 The program's own code runs on made-up photographs: the plan of `fer align` and its end, the labelling of `fer teach`,
 both verifying commands, the join of faces with their distributions, and what an epoch of `fer distill` shows. Two
