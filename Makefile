@@ -31,9 +31,11 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python tests/write_cli_reference.py docs/cli.md
 
-# The table of docs/results.md, "The cache": about five minutes.
+# The table of docs/results.md, "The cache": about five minutes; then that of docs/scaling.md at smaller sizes. For ten million
+# faces: benchmarks/scale.py --faces 10000000
 bench: $(STAMP)
 	$(BIN)/python benchmarks/cache_files.py
+	$(BIN)/python benchmarks/scale.py
 
 wheel: $(STAMP)
 	rm -rf build dist

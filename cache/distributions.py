@@ -1,14 +1,16 @@
 """Label distributions in memory, whatever file they came from.
 
 300,000 faces with 8 classes and 10 views are 150 MB: they are read whole, so that an epoch's look-up is one
-fancy index and no file handle is shared between threads.
+fancy index and no file handle is shared between threads. docs/scaling.md says how far that goes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from efficientface import FerError
 
@@ -52,14 +54,14 @@ class Distributions:
 
     def check_ids(self, name: str) -> None:
         """FerError if a face id is no relative path or comes twice; `name` is the file's, for the message."""
-        outside = [key for key in self.face_id if key.startswith("/") or ".." in key.split("/")]
-        if outside:
+        outside = self.face_id[leads_out(self.face_id)]
+        if len(outside):
             raise FerError(
                 f"{name} has {len(outside)} face ids that lead out of their source, first {outside[0]}; "
                 "take it from somebody you trust, or run fer teach again"
             )
-        unique, counts = np.unique(self.face_id, return_counts=True)
-        if len(unique) != len(self.face_id):
+        if pc.count_distinct(text_array(self.face_id)).as_py() != len(self.face_id):
+            unique, counts = np.unique(self.face_id, return_counts=True)
             raise FerError(
                 f"{name} has {int((counts > 1).sum())} face ids more than once, first {unique[counts > 1][0]}; "
                 "restore it, or run fer teach again"
@@ -88,6 +90,15 @@ class Distributions:
         arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in ARRAYS}
         return replace(self, **arrays)
 
+    def without_views(self) -> "Distributions":
+        """The same faces and distributions, V = 0."""
+        arrays: dict[str, Any] = {name: getattr(self, name)[:, :0] for name in ARRAYS if name.startswith("view_")}
+        return replace(self, **arrays)
+
+    def has(self, face_id: np.ndarray) -> np.ndarray:
+        """(M,) bool: which of the given faces are among these."""
+        return places(face_id, self.face_id) >= 0
+
     def in_order_of(self, classes: Sequence[str], name: str) -> "Distributions":
         """The same distributions with their classes in another order, matched by name."""
         if set(classes) != set(self.classes):
@@ -95,6 +106,8 @@ class Distributions:
                 f"{name} has the classes {', '.join(self.classes)}, the faces have {', '.join(classes)}; "
                 "give a cache made from these faces (fer teach)"
             )
+        if tuple(classes) == self.classes:
+            return self
         order = [self.classes.index(c) for c in classes]
         place = np.array([list(classes).index(c) for c in self.classes] + [-1])
         return replace(
@@ -107,8 +120,7 @@ class Distributions:
 
     def rows_of(self, face_id: np.ndarray, image_hash: np.ndarray, name: str) -> np.ndarray:
         """(M,) rows of the given faces, matched by id; FerError if one is missing or is about another picture."""
-        by_id = {key: row for row, key in enumerate(self.face_id)}
-        rows = np.array([by_id.get(key, -1) for key in face_id], np.int64)
+        rows = places(face_id, self.face_id)
         if (rows < 0).any():
             raise FerError(
                 f"{name} has no distribution for {int((rows < 0).sum())} of {len(rows)} faces, "
@@ -133,7 +145,41 @@ def tempered(distribution: np.ndarray, temperature: float) -> np.ndarray:
     return (raised / raised.sum(-1, keepdims=True)).astype(np.float32)
 
 
-def join(parts: Sequence[Distributions]) -> Distributions:
-    """Shards of the same classes and number of views, one after the other."""
-    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
-    return replace(parts[0], **arrays)
+def join(parts: Iterable[Distributions]) -> Distributions:
+    """Shards of the same classes and number of views, one after the other; an iterator's are let go one by one."""
+    whole: dict[str, Any] = {}
+    for part in parts:
+        for name in ARRAYS:
+            more = getattr(part, name)
+            if name not in whole:
+                whole[name] = more.copy()
+                continue
+            # grown in place: a list of all shards to concatenate would be there twice
+            count = len(whole[name])
+            whole[name].resize((count + len(more), *more.shape[1:]), refcheck=False)
+            whole[name][count:] = more
+    return replace(part, **whole)
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+def text_array(words: np.ndarray | Sequence[str]) -> pa.Array:
+    """(N,) str, None among them, as Arrow has them: there no Python object is asked about each."""
+    return pa.array(words, pa.large_string())
+
+
+def places(wanted: np.ndarray, known: np.ndarray | Sequence[str]) -> np.ndarray:
+    """(M,) int64: where each of M words stands in `known` (N,), -1 where it does not."""
+    found = pc.index_in(text_array(wanted), value_set=text_array(known))
+    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def numbered(words: np.ndarray) -> np.ndarray:
+    """(N,) int64: a number for each of N words, None among them, the same for equal ones; from 0, none left out."""
+    return text_array(words).dictionary_encode(null_encoding="encode").indices.to_numpy().astype(np.int64)
+
+
+def leads_out(face_id: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether an id is no relative path, or climbs."""
+    return pc.match_substring_regex(text_array(face_id), r"^/|(^|/)\.\.(/|$)").to_numpy(zero_copy_only=False)

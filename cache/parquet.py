@@ -4,7 +4,7 @@ The format is described in docs/files.md.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,14 +69,21 @@ def read_shards(files: Sequence[Path], views: bool = True) -> Distributions:
 
     Without `views` the stored views are left on disk, and the result has none (V = 0).
     """
-    parts = [read_shard(path, views) for path in files]
-    for part, path in zip(parts, files, strict=True):
-        if (part.classes, part.views) != (parts[0].classes, parts[0].views):
-            raise FerError(f"{path} has other classes or another number of views than {files[0]}; run fer teach again")
-        part.check(str(path))
-    whole = join(parts)
+    whole = join(checked_shards(files, views))
     whole.check_ids(str(files[0].parent))
     return whole
+
+
+def checked_shards(files: Sequence[Path], views: bool = True) -> Iterator[Distributions]:
+    """The same one by one; only whether an id is in two of them is left to be checked."""
+    first = None
+    for path in files:
+        part = read_shard(path, views)
+        first = first or (part.classes, part.views)
+        if (part.classes, part.views) != first:
+            raise FerError(f"{path} has other classes or another number of views than {files[0]}; run fer teach again")
+        part.check(str(path))
+        yield part
 
 
 def read_shard(path: Path, with_views: bool = True) -> Distributions:
@@ -114,10 +121,13 @@ def read_shard(path: Path, with_views: bool = True) -> Distributions:
                 "restore it, or run fer teach again"
             )
     rows = len(table)
-    text = {name: table[name].to_numpy(zero_copy_only=False) for name in ("face_id", "image_hash", "split")}
+    text = {name: table[name].to_numpy(zero_copy_only=False) for name in ("face_id", "image_hash")}
+    splits = table["split"].dictionary_encode().combine_chunks()  # one object a word, not one a face
+    words = np.array([*splits.dictionary.to_pylist(), None], object)
     return Distributions(
         classes=classes,
         **text,
+        split=words[splits.indices.fill_null(-1).to_numpy()],
         label=table["label"].fill_null(-1).to_numpy(zero_copy_only=False),
         fold=table["fold"].to_numpy(zero_copy_only=False),
         canonical=np.stack([table[name].to_numpy(zero_copy_only=False) for name in classes], 1),

@@ -7,9 +7,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 SIDE = 16
 NEAR = 16  # of the 256 bits: what that finds and misses was measured, see docs/datasets.md
+PAIRS = 1 << 20  # hashes compared at a time
+TOLD = ("face_id", "split", "label")  # of a photograph and of its twin
 
 
 def dhash(image: np.ndarray) -> str:
@@ -36,22 +40,54 @@ def between_splits(photos: pd.DataFrame) -> pd.DataFrame:
 
 
 def _twins(photos: pd.DataFrame, others: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
-    equal = dict(zip(others["source_hash"][::-1], others.index[::-1], strict=True))  # the first of several
-    hashes, other_hashes = _words(photos), _words(others)
-    beginnings = np.ascontiguousarray(other_hashes[:, 0])
-    for place, photo in enumerate(photos.itertuples()):
-        twin, bits = equal.get(photo.source_hash), -1
-        if twin is None:
-            # most differ by more in the first 64 bits alone
-            near = np.flatnonzero(np.bitwise_count(beginnings ^ hashes[place, 0]) <= NEAR)
-            distances = np.bitwise_count(other_hashes[near] ^ hashes[place]).sum(1)
-            if not len(near) or distances.min() > NEAR:
-                continue
-            twin, bits = near[distances.argmin()], int(distances.min())
-        other = others.loc[twin]
-        yield photo.face_id, photo.split, photo.label, other["face_id"], other["split"], other["label"], bits
+    wanted, there = (pa.array(frame["source_hash"].to_list(), pa.large_string()) for frame in (photos, others))
+    twins = pc.index_in(wanted, value_set=there).fill_null(-1).to_numpy().astype(np.int64)  # the first of several
+    bits = np.full(len(photos), -1)
+    rest = np.flatnonzero(twins < 0)
+    if len(rest) and len(others):
+        twins[rest], bits[rest] = nearest(_bytes(photos.iloc[rest]), _bytes(others))
+    found = np.flatnonzero(twins >= 0)
+    columns = [frame[name] for frame in (photos.iloc[found], others.iloc[twins[found]]) for name in TOLD]
+    yield from zip(*columns, bits[found].tolist(), strict=True)
 
 
-def _words(photos: pd.DataFrame) -> np.ndarray:
-    """(N, 4) uint64 of N hashes."""
-    return np.frombuffer(bytes.fromhex("".join(photos["source_dhash"])), np.uint64).reshape(-1, 4)
+def _bytes(photos: pd.DataFrame) -> np.ndarray:
+    """(N, 32) uint8 of N hashes."""
+    return np.frombuffer(b"".join(map(bytes.fromhex, photos["source_dhash"])), np.uint8).reshape(-1, SIDE * SIDE // 8)
+
+
+def nearest(hashes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of M hashes (M, 32) uint8 the nearest among N others, the first of several; (M,) its place and the bits.
+
+    The place is -1 where none differs by at most NEAR bits. Of NEAR + 1 pieces of a hash such a one shares at least one
+    unchanged: only hashes that do are compared, not all with all.
+    """
+    best = np.full(len(hashes), (NEAR + 1) * len(others))  # bits * N + place
+    mine, theirs = hashes.view(np.uint64), others.view(np.uint64)
+    for piece in range(NEAR + 1):
+        wanted, there = _piece(hashes, piece), _piece(others, piece)
+        order = np.argsort(there, kind="stable")
+        there, words = there[order], theirs[order, 0]
+        first, count = np.searchsorted(there, wanted), np.searchsorted(there, wanted, "right")
+        count -= first
+        # as many photographs at a time as have about PAIRS candidates together
+        portions = np.searchsorted(np.cumsum(count), np.arange(PAIRS, count.sum(), PAIRS))
+        for rows in np.split(np.arange(len(hashes)), portions):
+            row = np.repeat(rows, count[rows])
+            begins = first[rows] - (np.cumsum(count[rows]) - count[rows])
+            at = np.arange(len(row)) + np.repeat(begins, count[rows])
+            near = np.bitwise_count(mine[row, 0] ^ words[at]) <= NEAR  # most differ by more in the first 64 bits alone
+            row, place = row[near], order[at[near]]
+            bits = np.bitwise_count(mine[row] ^ theirs[place]).sum(1, dtype=np.int64)
+            near = bits <= NEAR
+            np.minimum.at(best, row[near], bits[near] * len(others) + place[near])
+    bits, place = np.divmod(best, len(others))
+    return np.where(bits <= NEAR, place, -1), bits
+
+
+def _piece(hashes: np.ndarray, number: int) -> np.ndarray:
+    """(N,) the number-th of NEAR + 1 pieces, 15 bits each (the last bit of 256 is in none)."""
+    start, shift = divmod(15 * number, 8)
+    three = np.pad(hashes[:, start : start + 3], ((0, 0), (0, 1))).astype(np.uint32)
+    bits = three[:, 0] << 16 | three[:, 1] << 8 | three[:, 2]
+    return (bits >> (24 - 15 - shift) & 0x7FFF).astype(np.uint16)  # 16 bits are sorted in linear time

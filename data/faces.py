@@ -14,11 +14,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from efficientface import FerError
 
 VERSION = 1
+READ = ("face_id", "image", "image_hash", "split", "label", "votes", "group", "status")  # into memory, of all columns
 STATUSES = ("found", "several faces", "as given", "no face", "too small", "unreadable")
 
 
@@ -147,14 +149,14 @@ def is_no_votes(votes: np.ndarray) -> bool:
 
 def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
     """Read shards of faces/ whole; a duplicate face id or shards of different classes are errors."""
-    tables = [read_table(path, images) for path in files]
+    tables = [read_table(path, images, READ) for path in files]
     classes = classes_of(tables[0].schema, files[0])
     for table, path in zip(tables, files, strict=True):
         if classes_of(table.schema, path) != classes:
             raise FerError(f"{path} has other classes than {files[0]}; run fer align into a new folder")
     table = pa.concat_tables(tables)
     ids = table["face_id"].to_numpy(zero_copy_only=False)
-    if len(np.unique(ids)) != len(ids):
+    if pc.count_distinct(table["face_id"]).as_py() != len(ids):
         names, counts = np.unique(ids, return_counts=True)
         first, repeated = names[counts > 1][0], int((counts > 1).sum())
         folder = files[0].parent
@@ -167,12 +169,12 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
         votes = votes.copy()
         flat = pa.concat_arrays([chunk.flatten() for chunk in table["votes"].chunks])
         votes[given] = flat.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
-    text = {name: table[name].to_numpy(zero_copy_only=False) for name in ("image_hash", "split", "group", "status")}
+    text = {name: _words(table[name]) for name in ("split", "group", "status")}
     encoded = pa.chunked_array([c.field("bytes") for c in table["image"].chunks]) if images else pa.chunked_array([[]])
     return Faces(
         classes=classes,
         face_id=ids,
-        image_hash=text["image_hash"],
+        image_hash=table["image_hash"].to_numpy(zero_copy_only=False),
         split=text["split"],
         label=table["label"].fill_null(-1).to_numpy(zero_copy_only=False),
         votes=votes,
@@ -184,11 +186,17 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
     )
 
 
-def read_table(path: Path, images: bool = True) -> pa.Table:
-    """One shard as an Arrow table, without the pictures if they are not wanted."""
+def _words(column: pa.ChunkedArray) -> np.ndarray:
+    """(N,) str or None of text that repeats: one object a word, not one a face."""
+    encoded = column.dictionary_encode().combine_chunks()
+    return np.array([*encoded.dictionary.to_pylist(), None], object)[encoded.indices.fill_null(-1).to_numpy()]
+
+
+def read_table(path: Path, images: bool = True, columns: Sequence[str] | None = None) -> pa.Table:
+    """One shard as an Arrow table, or `columns` of it; without the pictures if they are not wanted."""
     try:
         with pq.ParquetFile(path) as file:
-            names = [name for name in file.schema_arrow.names if images or name != "image"]
+            names = [name for name in columns or file.schema_arrow.names if images or name != "image"]
             return file.read(columns=names)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise FerError(f"{path} cannot be read as Parquet ({error}); restore it, or run fer align again") from error

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 MIN_AREA = 0.08  # of the face; torchvision's default, which the authors use
 ASPECT = (3 / 4, 4 / 3)  # width / height
 TRIES = 10
+BLOCK = 1 << 16  # views drawn at a time: their keys and words take more memory than their boxes
 
 
 def draw_views(
@@ -26,7 +27,19 @@ def draw_views(
     flips (N, V) bool. Entry [n, v] depends on (seed, face_ids[n], views[v]) alone.
     """
     views = list(views)
-    keys = [f"{seed}\0{view}\0{face_id}".encode() for face_id in face_ids for view in views]
+    boxes = np.zeros((len(face_ids), len(views), 4), np.uint16)
+    flips = np.zeros((len(face_ids), len(views)), bool)
+    step = max(1, BLOCK // max(1, len(views)))
+    for k in range(0, len(face_ids), step):
+        keys = [f"{seed}\0{view}\0{face_id}".encode() for face_id in face_ids[k : k + step] for view in views]
+        drawn, mirrored = _draw(keys, crop, min_area)
+        part = slice(k, k + step)
+        boxes[part], flips[part] = drawn.reshape(boxes[part].shape), mirrored.reshape(flips[part].shape)
+    return boxes, flips
+
+
+def _draw(keys: list[bytes], crop: int, min_area: float) -> tuple[np.ndarray, np.ndarray]:
+    """A box (len(keys), 4) and a flip (len(keys),) by each key."""
     boxes = np.zeros((len(keys), 4), np.uint16)
     flips = np.zeros(len(keys), bool)
     pending = np.arange(len(keys))
@@ -47,8 +60,7 @@ def draw_views(
         boxes[pending[fits]] = np.stack([top, left, height, width], 1)[fits]
         pending = pending[~fits]
     boxes[pending] = (0, 0, crop, crop)  # the central crop of a square picture is the picture
-    shape = (len(face_ids), len(views))
-    return boxes.reshape(*shape, 4), flips.reshape(shape)
+    return boxes, flips
 
 
 def _uniform(keys: Sequence[bytes], attempt: int) -> np.ndarray:

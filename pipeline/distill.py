@@ -80,7 +80,8 @@ def write_student(inputs: Inputs, run: Path, folder: Path, config: DistillConfig
     elif cached is None:
         lessons = label_lessons(train, crop, config)
     else:
-        lessons = replay(cached.select(cached.rows_of(train.face_id, train.image_hash, str(cache))), crop, config)
+        rows = cached.rows_of(train.face_id, train.image_hash, str(cache))
+        lessons = replay(cached, crop, config, rows)
     if temperature != 1:
         lessons = with_temperature(lessons, temperature)
     if config.label_weight:
@@ -131,7 +132,7 @@ def read_distributions(cache: Path, inputs: Inputs) -> Distributions:
     cached = opened.read().in_order_of(inputs.faces.classes, str(cache))
     faces = inputs.faces
     if opened.manifest["facts"].get("left_out"):
-        faces = faces.select(np.isin(faces.face_id, cached.face_id))
+        faces = faces.select(cached.has(faces.face_id))
     rows = cached.rows_of(faces.face_id, faces.image_hash, str(cache))
     for what, was, now in (("split", cached.split, faces.split), ("label", cached.label, faces.label)):
         other = np.flatnonzero(was[rows] != now)
@@ -209,12 +210,12 @@ def training_faces(inputs: Inputs, cached: Distributions | None, config: Distill
     """Labelled training faces, or with --unlabelled every training face that has a distribution."""
     if config.unlabelled:
         train = inputs.faces.select(inputs.faces.split == "train")
-        return train if cached is None else train.select(np.isin(train.face_id, cached.face_id))
+        return train if cached is None else train.select(cached.has(train.face_id))
     train = inputs.labelled("train")
     if config.loss == "sll":
         check_classes(train, inputs.folder)
     if cached is not None:
-        known = np.isin(train.face_id, cached.face_id)
+        known = cached.has(train.face_id)
         if not known.any():
             raise FerError(
                 f"none of the {len(train):,} labelled training faces has a distribution; give another --cache"
@@ -225,25 +226,27 @@ def training_faces(inputs: Inputs, cached: Distributions | None, config: Distill
     return train
 
 
-def replay(cached: Distributions, crop: int, config: DistillConfig) -> Lessons:
+def replay(cached: Distributions, crop: int, config: DistillConfig, own: np.ndarray | None = None) -> Lessons:
     """Label distribution learning from N cached rows: each time one stored view of the face, with the teacher's answer.
 
+    own: (N,) the rows to learn from, all if None; they are not copied, being most of what is in memory.
     When it is shown for the e-th time, from 0, which is in epoch e if every face comes once an epoch, a face uses view
     (e + h) mod V, h a hash of the student's seed and the face id, so that students of different seeds differ in their
     crops too. Without stored views the student crops freely and every crop has the canonical distribution.
     """
+    own = np.arange(len(cached)) if own is None else own
     if not cached.views:
-        crops = free_crops(cached.face_id, crop, config)
-        return lambda rows, turns: Lesson(*crops(rows, turns), cached.canonical[rows])
+        crops = free_crops(cached.face_id[own], crop, config)
+        return lambda rows, turns: Lesson(*crops(rows, turns), cached.canonical[own[rows]])
 
-    offsets = replay_offsets(config.seed, cached.face_id)
+    offsets = replay_offsets(config.seed, cached.face_id[own])
 
     def lessons(rows: np.ndarray, turns: np.ndarray) -> Lesson:
-        view = (offsets[rows] + turns) % cached.views
+        view, at = (offsets[rows] + turns) % cached.views, own[rows]
         return Lesson(
-            cached.view_box[rows, view][:, None],
-            cached.view_flip[rows, view][:, None],
-            cached.view_distribution[rows, view],
+            cached.view_box[at, view][:, None],
+            cached.view_flip[at, view][:, None],
+            cached.view_distribution[at, view],
         )
 
     return lessons

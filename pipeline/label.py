@@ -21,8 +21,8 @@ from scipy.optimize import linear_sum_assignment, minimize_scalar
 from torch import nn
 
 from efficientface import FerError
-from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, tempered
-from efficientface.cache.parquet import read_shards, write_shard
+from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, join, places, tempered
+from efficientface.cache.parquet import checked_shards, write_shard
 from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces, read_faces
 from efficientface.data.views import draw_views
@@ -112,8 +112,7 @@ class Teachers:
         seen = np.zeros(len(faces), bool)
         for folder in self.folders:
             if TRAINED_ON in read_manifest(folder, "teacher")["files"]:
-                pictures = set(pq.read_table(folder / TRAINED_ON, columns=["image_hash"])["image_hash"].to_pylist())
-                seen |= np.array([digest in pictures for digest in faces.image_hash], bool)
+                seen |= places(faces.image_hash, pictures_of(folder)) >= 0
             else:
                 log.info("%s does not say what it was trained on; all faces but test are marked as seen", folder)
                 seen |= faces.split != "test"
@@ -438,7 +437,8 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
         for name in names:
             if (made / name).exists():  # killed in between, some were moved already
                 (made / name).replace(out / name)
-        read_shards([out / name for name in names])
+        for _ in checked_shards([out / name for name in names]):
+            pass  # that an id is in two of them was refused when the cache was made
         told = {name: manifest[name] for name in ("classes", "made_from")}
         told["settings"] = {**settings, "views": before + more}
         told["facts"] = {**manifest["facts"], "views": before + more}
@@ -448,12 +448,16 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
     return summary(read_manifest(out, "distributions"), out)
 
 
+def pictures_of(teacher: Path) -> np.ndarray:
+    """(N,) str, the hashes of the pictures that a teacher says it was trained on."""
+    return pq.read_table(teacher / TRAINED_ON, columns=["image_hash"])["image_hash"].to_numpy()
+
+
 def check_folds(faces: Faces, folders: Sequence[Path], fold: np.ndarray) -> None:
     """FerError if a teacher would answer as one that had not seen the face: its folds were drawn in another way."""
     for number, folder in enumerate(folders):
-        pictures = set(pq.read_table(folder / TRAINED_ON, columns=["image_hash"])["image_hash"].to_pylist())
         mine = faces.image_hash[fold == number]
-        seen = sum(picture in pictures for picture in mine)
+        seen = int((places(mine, pictures_of(folder)) >= 0).sum())
         if seen:
             raise FerError(
                 f"{folder} was trained on {seen:,} of the {len(mine):,} faces that it is to answer about unseen; "
@@ -509,10 +513,12 @@ def teachers_of(out: Path, manifest: dict[str, Any]) -> list[Path]:
 def finish(folder: Path, plan: dict[str, Any]) -> None:
     """Read all shards back, for HDF5 assemble them, then write the manifest; what it does not name is removed last."""
     shards = shard_names(plan)
-    written = read_shards([folder / name for name in shards])
+    # the views are checked, and not kept: they are most of it
+    written = join(part.without_views() for part in checked_shards([folder / name for name in shards]))
+    written.check_ids(str(folder))
     facts = {
         "faces": len(written),
-        "views": written.views,
+        "views": plan["settings"]["views"],
         "source": plan["settings"]["source"],
         "min_area": plan["settings"]["min_area"],
         **plan["facts"],

@@ -24,7 +24,7 @@ from efficientface.pipeline.progress import working
 TABLES_INSIDE = ("fer2013", "ferplus", "huggingface")  # layouts whose photographs may lie in tables
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Photo:
     """A photograph still to be looked at: where it is, and what its faces inherit from it."""
 
@@ -107,6 +107,7 @@ def photos_of(source: str, rows: pd.DataFrame, read: Source, classes: tuple[str,
     places = [classes.index(name) for name in read.classes]
     number = dict(zip(read.classes, places, strict=True))
     photos = []
+    alike: dict[Any, dict[str, Any]] = {}  # without votes, what is inherited is the same for most
     for row in rows.itertuples():
         votes = None
         if row.votes is not None:
@@ -119,6 +120,8 @@ def photos_of(source: str, rows: pd.DataFrame, read: Source, classes: tuple[str,
             "votes_other": None if row.votes_other is None else row.votes_other.tolist(),
             "group": f"{source}/{row.group}" if source and row.group is not None else row.group,
         }
+        if votes is None and row.votes_other is None:
+            inherited = alike.setdefault(tuple(inherited[name] for name in ("split", "label", "group")), inherited)
         photos.append(Photo(source, row.file, read.photos.mark(row.file), inherited))
     return photos
 

@@ -8,13 +8,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from efficientface import FerError
-from efficientface.cache.distributions import SUM_TOLERANCE, Distributions, join
+from efficientface.cache.distributions import SUM_TOLERANCE, Distributions, join, leads_out, numbered
 from efficientface.data.faces import classes_of, hash_image, read_faces, read_table
 from efficientface.pipeline.artifact import (
     DIGEST,
@@ -224,12 +225,13 @@ def _content(cache: Cache, report: Report) -> Distributions | None:
         except FerError as error:
             findings.append(str(error))
     report.add("shards", findings, f"{len(cache.shards)}, classes in order: {', '.join(manifest['classes'])}")
-    parts = list(_parts(cache, views=False))
-    if not parts:
+    parts = _parts(cache, views=False)
+    first = next(parts, None)
+    if first is None:
         for check in CONTENT:
             report.skip(check, "no shard can be read")
         return None
-    keys = join(parts)
+    keys = join(chain([first], parts))
     findings = []
     if facts.get("faces", len(keys)) != len(keys):
         findings.append(f"{len(keys):,} faces instead of {facts['faces']}")
@@ -244,13 +246,14 @@ def _content(cache: Cache, report: Report) -> Distributions | None:
 
 def _keys(keys: Distributions, report: Report) -> None:
     findings = []
-    ids, counts = np.unique(keys.face_id, return_counts=True)
+    _, counts = np.unique(numbered(keys.face_id), return_counts=True)
     if (counts > 1).any():
+        ids, counts = np.unique(keys.face_id, return_counts=True)
         findings.append(f"{int((counts > 1).sum())} face ids more than once, first {ids[counts > 1][0]}")
-    outside = [key for key in ids if key.startswith("/") or ".." in key.split("/")]
-    if outside:
+    outside = np.unique(keys.face_id[leads_out(keys.face_id)])
+    if len(outside):
         findings.append(f"{len(outside)} face ids that lead out of their source, first {outside[0]}")
-    report.add("keys", findings, f"{len(ids):,} face ids, each once")
+    report.add("keys", findings, f"{len(counts):,} face ids, each once")
     sizes = Counter("no split" if split is None else split for split in keys.split.tolist())
     fine = ", ".join(f"{name} {count:,}" for name, count in sizes.most_common())
     report.add("splits", _in_two_splits(keys.face_id, "face ids", keys), fine)
@@ -260,14 +263,13 @@ def _keys(keys: Distributions, report: Report) -> None:
 
 def _in_two_splits(column: np.ndarray, what: str, keys: Distributions) -> list[str]:
     """A finding if a value of the column (N,) occurs in more than one split."""
-    splits: dict[str, set[str | None]] = {}
-    for key, split in zip(column, keys.split, strict=True):
-        splits.setdefault(key, set()).add(split)
-    shared = {key for key, names in splits.items() if len(names) > 1}
-    if not shared:
+    key, split = numbered(column), numbered(keys.split)
+    splits = split.max(initial=0) + 1
+    shared = np.bincount(np.unique(key * splits + split) // splits) > 1
+    if not shared.any():
         return []
-    first = next(row for row, key in enumerate(column) if key in shared)
-    return [f"{len(shared)} {what} in more than one split, first of face {keys.face_id[first]}"]
+    first = keys.face_id[shared[key].argmax()]
+    return [f"{int(shared.sum())} {what} in more than one split, first of face {first}"]
 
 
 def _numbers(keys: Distributions, report: Report) -> None:

@@ -4,17 +4,20 @@ Bytes and caches are checked by verify.py; here is what ties one stage to the ne
 """
 
 import os
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from efficientface import FerError
-from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions
+from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, places, text_array
 from efficientface.data.faces import STATUSES, classes_of, hash_image, read_table, schema
 from efficientface.data.layouts.files import is_inside
 from efficientface.data.photos import PhotoFiles, Photos, Unreadable
@@ -42,11 +45,12 @@ MISSING = "photographs that are not there any more"
 
 @dataclass
 class Known:
-    """What faces/ says: of each usable face its picture's hash and its split, of each photograph its own hash."""
+    """What faces/ says of the usable faces: each one's id, its picture's hash, its split."""
 
     classes: list[str]
-    pictures: dict[str, tuple[str, str]] = field(default_factory=dict)
-    photographs: dict[str, str] = field(default_factory=dict)
+    face_id: list[str] = field(default_factory=list)
+    image_hash: list[str] = field(default_factory=list)
+    split: list[str] = field(default_factory=list)
 
 
 def verify(run: Path) -> dict[str, Any]:
@@ -126,7 +130,8 @@ def _several(wrong: dict[str, list[str]]) -> list[str]:
 
 def _faces(folder: Path, manifest: dict[str, Any], whole: list[str], report: Report) -> Known | None:
     """Every stored picture against its hash, and the rows against the manifest; then the photographs."""
-    known, wrong, seen = Known(manifest["classes"]), dict[str, list[str]](), Counter[str]()
+    known, wrong, seen = Known(manifest["classes"]), dict[str, list[str]](), list[str]()
+    photographs, photo_hashes = list[str](), list[str]()  # the faces of one come one after the other
     findings = []
     usable, counted = 0, Counter[str]()
     tables = [name for name in whole if name.endswith(".parquet")]
@@ -146,12 +151,12 @@ def _faces(folder: Path, manifest: dict[str, Any], whole: list[str], report: Rep
                 continue
             pictures = [picture for chunk in table["image"].chunks for picture in chunk.field("bytes")]
             columns = [table[column].to_pylist() for column in ("face_id", "image_hash", "split", "label", "status")]
-            photo_hashes = table["source_hash"].to_pylist()
+            hashes = table["source_hash"].to_pylist()
             for face_id, stated, split, label, status, picture, photo_hash in zip(
-                *columns, pictures, photo_hashes, strict=True
+                *columns, pictures, hashes, strict=True
             ):
                 face_id = str(face_id)
-                seen[face_id] += 1
+                seen.append(face_id)
                 usable += picture.is_valid
                 counted[split] += picture.is_valid
                 if (hash_image(picture.as_buffer()) if picture.is_valid else None) != stated:
@@ -161,12 +166,16 @@ def _faces(folder: Path, manifest: dict[str, Any], whole: list[str], report: Rep
                 if status not in STATUSES:
                     wrong.setdefault("rows of no known status", []).append(face_id)
                 if stated is not None:
-                    known.pictures[face_id] = stated, split
-                if photo_hash is not None:
-                    known.photographs[face_id.partition("#")[0]] = photo_hash
+                    known.face_id.append(face_id)
+                    known.image_hash.append(stated)
+                    known.split.append(split and sys.intern(split))
+                photo = face_id.partition("#")[0]
+                if photo_hash is not None and photographs[-1:] != [photo]:
+                    photographs.append(photo)
+                    photo_hashes.append(photo_hash)
             advance(1)
-    twice = [face_id for face_id, count in seen.items() if count > 1]
-    wrong |= {"face ids more than once": twice} if twice else {}
+    if pc.count_distinct(text_array(seen)).as_py() != len(seen):
+        wrong["face ids more than once"] = [face_id for face_id, count in Counter(seen).items() if count > 1]
     findings += _several(wrong)
     complete = len(whole) == len(manifest["files"]) and not findings
     splits = {split: count for split, count in counted.items() if split is not None and count}
@@ -178,7 +187,7 @@ def _faces(folder: Path, manifest: dict[str, Any], whole: list[str], report: Rep
         "faces", findings, f"{usable:,} pictures of {len(seen):,} rows hashed again, ids once, labels of classes"
     )
     _duplicates(folder, manifest, complete, report)
-    _photographs(folder, manifest, known.photographs, report)
+    _photographs(folder, manifest, photographs, photo_hashes, report)
     return known if complete and not findings else None
 
 
@@ -203,7 +212,7 @@ def _duplicates(folder: Path, manifest: dict[str, Any], complete: bool, report: 
     report.add("duplicates", differs, f"{len(found):,} photographs in two splits, as {table.name} says")
 
 
-def _photographs(folder: Path, manifest: dict[str, Any], hashes: dict[str, str], report: Report) -> None:
+def _photographs(folder: Path, manifest: dict[str, Any], keys: list[str], hashes: list[str], report: Report) -> None:
     """Every photograph that faces were cut from, hashed again: by the encoded path that begins its faces' ids."""
     from efficientface.pipeline.align import photo_of
 
@@ -213,7 +222,7 @@ def _photographs(folder: Path, manifest: dict[str, Any], hashes: dict[str, str],
     for name, told in sources.items():
         root = Path(os.path.normpath(folder / str(told["path"])))
         prefix = f"{name}/" if len(sources) > 1 or name != "source" else ""
-        files = {photo_of(key).removeprefix(prefix): key for key in hashes if key.startswith(prefix)}
+        below = [row for row, key in enumerate(keys) if key.startswith(prefix)]
         if not root.is_dir():
             where = place_of(folder, str(told["path"]))
             report.skip(
@@ -226,16 +235,16 @@ def _photographs(folder: Path, manifest: dict[str, Any], hashes: dict[str, str],
             report.add("sources", [str(error)], "")
             continue
         wrong: dict[str, list[str]] = {}
-        with progress("hashing photographs", len(files), "photographs") as advance:
-            for file, key in files.items():
-                what = _differs(photos, root, file, hashes[key])
+        with progress("hashing photographs", len(below), "photographs") as advance:
+            for row in below:
+                what = _differs(photos, root, photo_of(keys[row]).removeprefix(prefix), hashes[row])
                 if what:
-                    wrong.setdefault(what, []).append(key)
+                    wrong.setdefault(what, []).append(keys[row])
                 advance(1)
-        if files and len(wrong.get(MISSING, [])) == len(files):
+        if below and len(wrong.get(MISSING, [])) == len(below):
             report.skip("sources", f"sources not checked: {root} holds none of the photographs")
         else:
-            report.add("sources", _several(wrong), f"{len(files):,} photographs hashed again below {root}")
+            report.add("sources", _several(wrong), f"{len(below):,} photographs hashed again below {root}")
 
 
 def _differs(photos: Photos, root: Path, file: str, stated: str) -> str:
@@ -290,16 +299,22 @@ def _trained_on(folder: Path, faces: Known) -> tuple[list[str], str]:
     pictures = trained_pictures(folder)
     if pictures is None:
         return [f"{TRAINED_ON} does not name faces and their pictures"], ""
-    others = [key for key, picture in pictures if faces.pictures.get(key) != (picture, "train")]
+    ids, hashes = pictures
+    others = [
+        key
+        for key, picture, row in zip(ids, hashes, places(ids, faces.face_id), strict=True)
+        if row < 0 or (faces.image_hash[row], faces.split[row]) != (picture, "train")
+    ]
     strange = _several({"faces that are not among the training faces of faces/": others}) if others else []
-    return strange, f"{len(pictures):,} faces, all of split train"
+    return strange, f"{len(ids):,} faces, all of split train"
 
 
-def trained_pictures(folder: Path) -> list[tuple[str, str]] | None:
-    """Ids and image hashes that a teacher says it was trained on; None if it does not."""
+def trained_pictures(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Ids and image hashes, (N,) str each, that a teacher says it was trained on; None if it does not."""
     try:
         table = pq.read_table(folder / TRAINED_ON, columns=["face_id", "image_hash"])
-        return list(zip(table["face_id"].to_pylist(), table["image_hash"].to_pylist(), strict=True))
+        ids, hashes = (table[name].cast(pa.string()).to_numpy() for name in ("face_id", "image_hash"))
+        return ids, hashes
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return None
 
@@ -312,17 +327,17 @@ def _folds(folder: Path, manifest: dict[str, Any], keys: Distributions, report: 
         report.skip("folds", "a teacher that was asked is not there as it was")
         return
     told = [trained_pictures(teacher) for teacher in there]
-    if None in told:
+    if any(pictures is None for pictures in told):
         report.skip("folds", "a teacher does not say what it was trained on")
         return
-    by_teacher = [{picture for _, picture in pictures or []} for pictures in told]
-    seen_by_any = set[str]().union(*by_teacher)
-    wrong = []
-    for face_id, fold, picture in zip(keys.face_id, keys.fold.tolist(), keys.image_hash, strict=True):
-        seen = picture in (by_teacher[fold] if 0 <= fold < len(there) else seen_by_any)
-        true = UNSEEN <= fold < len(there) and seen == (fold == SEEN) if there else fold == NO_TEACHER
-        if not true:
-            wrong.append(face_id)
+    by_teacher = [places(keys.image_hash, pictures[1]) >= 0 for pictures in told if pictures]
+    true = keys.fold == NO_TEACHER
+    if there:
+        seen = np.any(by_teacher, axis=0)
+        for fold, by_this in enumerate(by_teacher):
+            seen = np.where(keys.fold == fold, by_this, seen)
+        true = (keys.fold >= UNSEEN) & (keys.fold < len(there)) & (seen == (keys.fold == SEEN))
+    wrong = keys.face_id[~true].tolist()
     findings = _several({"faces whose fold is not what their teachers were trained on": wrong}) if wrong else []
     report.add("folds", findings, f"as {len(there)} teachers were trained")
 

@@ -13,6 +13,7 @@ from small_sources import write
 
 from efficientface import FerError
 from efficientface.cli import cli
+from efficientface.data import duplicates
 from efficientface.data.drawn import draw_face, mixture
 from efficientface.data.duplicates import NEAR, between_splits, dhash
 from efficientface.data.faces import decode_face
@@ -236,7 +237,9 @@ def brute_force(photos):
     return found
 
 
-def test_twins_are_those_of_a_search_pair_by_pair():
+@pytest.mark.parametrize("pairs", [7, duplicates.PAIRS])
+def test_twins_are_those_of_a_search_pair_by_pair(pairs, monkeypatch):
+    monkeypatch.setattr(duplicates, "PAIRS", pairs)
     rng = np.random.default_rng(2)
     rows = []
     for k in range(150):
