@@ -14,11 +14,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 
 VERSION = 1
+NEEDED = ("face_id", "image", "image_hash", "split", "label", "votes", "group", "status")
 STATUSES = ("found", "several faces", "as given", "no face", "too small", "unreadable")
 
 
@@ -79,7 +80,10 @@ def hash_image(data: bytes) -> str:
 
 def decode_face(data: bytes) -> np.ndarray:
     """A stored face (JPEG or PNG) as (H, W, 3) uint8 RGB."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:  # nothing at all, or more pixels than it takes
+        image = None
     if image is None:
         raise FerError("a stored face cannot be decoded; run fer verify, then fer align again")
     return image
@@ -153,6 +157,7 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
         if classes_of(table.schema, path) != classes:
             raise FerError(f"{path} has other classes than {files[0]}; run fer align into a new folder")
     table = pa.concat_tables(tables)
+    _check_content(table, classes, files[0].parent)
     ids = table["face_id"].to_numpy(zero_copy_only=False)
     if len(np.unique(ids)) != len(ids):
         names, counts = np.unique(ids, return_counts=True)
@@ -184,21 +189,53 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
     )
 
 
+def _check_content(table: pa.Table, classes: Sequence[str], folder: Path) -> None:
+    """FerError if a row has no id, a label of no class, votes for other classes, or a hash without a picture."""
+    label, votes = table["label"].fill_null(-1).to_numpy(), table["votes"]
+    wrong = {
+        "without a face_id": table["face_id"].null_count,
+        "with a label of no class": int(((label < -1) | (label >= len(classes))).sum()),
+        "with votes for other classes": pc.sum(pc.not_equal(pc.list_value_length(votes), len(classes))).as_py(),
+    }
+    if "image" in table.column_names:
+        there = [chunk.field("bytes").is_valid() for chunk in table["image"].chunks]
+        differ = pc.not_equal(pa.chunked_array(there, pa.bool_()), table["image_hash"].is_valid())
+        wrong["with a picture or its hash alone"] = pc.sum(differ).as_py()
+    found = [f"{count} of {len(table)} rows {what}" for what, count in wrong.items() if count]
+    if found:
+        raise FerError(f"{folder} has {found[0]}; restore it, or run fer align again")
+
+
 def read_table(path: Path, images: bool = True) -> pa.Table:
-    """One shard as an Arrow table, without the pictures if they are not wanted."""
+    """One shard as an Arrow table, seen to have the columns of `schema`; without the pictures if unwanted."""
+    types = {field.name: field.type for field in schema(())}
     try:
-        with pq.ParquetFile(path) as file:
+        with untrusted.parquet_file(path) as file:
             names = [name for name in file.schema_arrow.names if images or name != "image"]
-            return file.read(columns=names)
-    except (OSError, ValueError, pa.ArrowException) as error:
+            table = file.read(columns=names)
+        table.validate(full=True)
+        other = [field for field in table.schema if field.type != types.get(field.name, field.type)]
+    except (OSError, ValueError, KeyError) as error:
         raise FerError(f"{path} cannot be read as Parquet ({error}); restore it, or run fer align again") from error
+    missing = [name for name in NEEDED if name not in table.column_names and (images or name != "image")]
+    if missing:
+        raise FerError(
+            f"{path} does not have the columns of docs/files.md (it lacks {', '.join(missing)}); restore it, or run "
+            "fer align again"
+        )
+    if other or len(set(table.column_names)) < len(table.column_names):
+        what = f"the column {other[0].name} as {other[0].type}" if other else "two columns of one name"
+        raise FerError(f"{path} has {what}, not as docs/files.md says; restore it, or run fer align again")
+    return table
 
 
 def classes_of(found: pa.Schema, path: Path) -> tuple[str, ...]:
     """The class names in a shard's metadata."""
     try:
-        ours = json.loads(found.metadata[b"efficientface"])
+        ours = untrusted.parse_json(found.metadata[b"efficientface"])
         version, classes = int(ours["version"]), tuple(ours["classes"])
+        if not all(isinstance(name, str) for name in classes):
+            raise TypeError("classes are no names")
     except (TypeError, KeyError, ValueError) as error:
         raise FerError(f"{path} is not a table that fer align wrote (no efficientface metadata)") from error
     if version > VERSION:

@@ -22,10 +22,9 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import PIL
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.data.detect import WEIGHTS, Detection, Detector
 from efficientface.data.duplicates import between_splits, dhash
 from efficientface.data.faces import STATUSES, decode_face, face_table, hash_image, schema
@@ -49,6 +48,7 @@ from efficientface.pipeline.artifact import (
 from efficientface.pipeline.config import AlignConfig
 from efficientface.pipeline.photographs import Inputs, Photo, digest_of_all, digests_of, read_inputs
 from efficientface.pipeline.progress import progress, working
+from efficientface.pipeline.show import harmless
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +125,9 @@ def begin(folder: Path, plan: dict[str, Any]) -> None:
     path = folder / PLAN
     if path.is_file():
         try:
-            begun = json.loads(path.read_text(encoding="utf-8"))
+            begun = untrusted.read_json(path)
             refuse_other(folder, begun["settings"], begun["source"], plan)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FerError(f"{path} is damaged; start over with --replace") from error
     else:
         strangers = sorted(entry.name for entry in folder.iterdir() if not is_part(entry))
@@ -276,7 +276,8 @@ def write_shard(
     pixels: dict[str, np.ndarray] = {}
     # text repeats, pictures do not: a dictionary of those would only cost time
     repeating = ["split", "group", "status", "reason"]
-    with replacing(path) as part, pq.ParquetWriter(part, schema(classes), use_dictionary=repeating) as writer:
+    options = {"use_dictionary": repeating, "write_page_checksum": True}
+    with replacing(path) as part, pq.ParquetWriter(part, schema(classes), **options) as writer:
         while portion := list(islice(done, ROW_GROUP)):
             rows = [row for _, found in portion for row in found]
             for row in rows:
@@ -291,7 +292,8 @@ def write_shard(
 
 def shard_facts(path: Path) -> dict[str, Any]:
     """What write_shard left in the metadata."""
-    return json.loads(pq.read_metadata(path).metadata[SHARD_KEY])
+    with untrusted.parquet_file(path) as file:
+        return untrusted.parse_json(file.metadata.metadata[SHARD_KEY])
 
 
 def is_done(path: Path, plan: str) -> bool:
@@ -299,8 +301,9 @@ def is_done(path: Path, plan: str) -> bool:
     if not path.is_file():
         return False
     try:
+        untrusted.read_parquet(path)  # every page has a checksum
         return shard_facts(path)["plan"] == plan
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError):
         log.warning("%s is damaged and is made again", path)
         return False
 
@@ -516,7 +519,7 @@ def report_duplicates(
     if found.empty:
         table.unlink(missing_ok=True)
         return [], []
-    write_text(table, found.to_csv(index=False))
+    write_text(table, as_csv(found))
     counts, notes = [], []
     for (split, twin_split), pairs in found.groupby(["split", "twin_split"], sort=False):
         labelled = pairs.dropna(subset=["label", "twin_label"])
@@ -529,6 +532,11 @@ def report_duplicates(
             f"{other:,} with another label (first {first['face_id']} and {first['twin']}; all in {table})."
         )
     return counts, notes
+
+
+def as_csv(found: pd.DataFrame) -> str:
+    """The text of duplicates.csv, nothing if there are none."""
+    return "" if found.empty else found.map(harmless).to_csv(index=False)
 
 
 def duplicates(shards: list[Path], classes: tuple[str, ...]) -> pd.DataFrame:

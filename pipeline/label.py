@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment, minimize_scalar
 from torch import nn
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, tempered
-from efficientface.cache.parquet import read_shards, write_shard
+from efficientface.cache.parquet import read_shard, read_shards, write_shard
 from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
@@ -102,7 +101,7 @@ class Teachers:
         seen = np.zeros(len(faces), bool)
         for folder in self.folders:
             if TRAINED_ON in read_manifest(folder, "teacher")["files"]:
-                pictures = set(pq.read_table(folder / TRAINED_ON, columns=["image_hash"])["image_hash"].to_pylist())
+                pictures = pictures_of(folder)
                 seen |= np.array([digest in pictures for digest in faces.image_hash], bool)
             else:
                 log.info("%s does not say what it was trained on; all faces but test are marked as seen", folder)
@@ -180,7 +179,7 @@ def cache_distributions(
     with progress("labelling", teachers.answers(fold) if teachers else len(faces)) as advance:
         for k, name in enumerate(names):
             rows = np.arange(k * config.shard_faces, min((k + 1) * config.shard_faces, len(faces)))
-            if (out / name).exists() or k % world != rank:
+            if k % world != rank or is_whole(out / name):
                 advance(teachers.answers(fold[rows]) if teachers else len(rows))
                 continue
             part = faces.select(rows)
@@ -269,7 +268,7 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
     rank, world = rank_and_world()
     with progress("labelling", teachers.answers(cache.read(views=False).fold)) as advance:
         for k, old in enumerate(cache.shards):
-            if (made / names[k]).exists() or (out / names[k]).exists() or k % world != rank:
+            if k % world != rank or is_whole(made / names[k]) or is_whole(out / names[k]):
                 continue
             made.mkdir(parents=True, exist_ok=True)
             part = cache.read_shard(old).in_order_of(inputs.faces.classes, str(out))
@@ -304,10 +303,30 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
     return summary(read_manifest(out, "distributions"), out)
 
 
+def is_whole(shard: Path) -> bool:
+    """Whether a shard is there; one that was damaged since is made again, aloud."""
+    if not shard.exists():
+        return False
+    try:
+        read_shard(shard)
+    except FerError as error:
+        log.warning("%s; it is made again", error)
+        return False
+    return True
+
+
+def pictures_of(teacher: Path) -> set[str]:
+    """Hashes of the pictures that a teacher was trained on."""
+    try:
+        return set(untrusted.read_parquet(teacher / TRAINED_ON, ["image_hash"])["image_hash"].to_pylist())
+    except (OSError, ValueError, KeyError) as error:
+        raise FerError(f"{teacher / TRAINED_ON} cannot be read ({error}); restore it") from error
+
+
 def check_folds(faces: Faces, folders: Sequence[Path], fold: np.ndarray) -> None:
     """FerError if a teacher would answer as one that had not seen the face: its folds were drawn in another way."""
     for number, folder in enumerate(folders):
-        pictures = set(pq.read_table(folder / TRAINED_ON, columns=["image_hash"])["image_hash"].to_pylist())
+        pictures = pictures_of(folder)
         mine = faces.image_hash[fold == number]
         seen = sum(picture in pictures for picture in mine)
         if seen:
@@ -510,13 +529,14 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     path = folder / PLAN
     if path.exists():
         try:
-            begun = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError):
+            begun = untrusted.read_json(path)
+            begun = {part: dict(begun[part]) for part in ("settings", "made_from")}
+        except (ValueError, KeyError, TypeError):
             raise FerError(f"{path} is damaged; remove {folder} and run fer teach again") from None
         given = json.loads(json.dumps(plan))
         for part, was, now in (
-            ("settings", begun.get("settings", {}), given["settings"]),
-            ("made_from", begun.get("made_from", {}), given["made_from"]),
+            ("settings", begun["settings"], given["settings"]),
+            ("made_from", begun["made_from"], given["made_from"]),
         ):
             for name in sorted(was.keys() | now.keys()):
                 if was.get(name) != now.get(name):
