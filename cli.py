@@ -3,7 +3,6 @@
 import csv
 import errno
 import functools
-import json
 import logging
 import os
 import sys
@@ -27,10 +26,27 @@ from efficientface.pipeline.config import (
     TrainConfig,
     with_preset,
 )
+from efficientface.untrusted import printable
 
 LEADS = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
 PATH = click.Path(path_type=Path)
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+LONGEST = 2000  # characters of a sentence; a table may have a header of a megabyte
+
+
+def sentence(error: Exception | str) -> str:
+    """What an error says as one printable line that can be read."""
+    text = printable(error)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} ... {text[-300:]}"
+
+
+class OneLine(logging.Formatter):
+    """A message is one line of text, whatever is in the names that it tells."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return sentence(record.getMessage())
 
 
 class FerGroup(click.Group):
@@ -40,11 +56,12 @@ class FerGroup(click.Group):
         try:
             return super().invoke(ctx)
         except FerError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(sentence(error)) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click ends quietly when a pipe's reader has gone
-            where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the output"
+            named = isinstance(error.filename, str | bytes)
+            where = printable(os.fsdecode(error.filename)) if named else "the output"
             raise click.ClickException(
                 f"{where}: {error.strerror or error}; what was finished is kept, the same command goes on from there"
             ) from error
@@ -185,7 +202,9 @@ def cli() -> None:
     fer distill  faces and distributions -> a small student
     """
     # to stderr; stdout is for results; under torchrun the first process speaks for all
-    logging.basicConfig(level=logging.INFO if LEADS else logging.WARNING, format="%(message)s")
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(OneLine())
+    logging.basicConfig(level=logging.INFO if LEADS else logging.WARNING, handlers=[to_stderr])
 
 
 @cli.command()
@@ -814,22 +833,25 @@ def _print(
     if not LEADS:
         return
     if csv_rows is not None:
-        from efficientface.pipeline.show import flat
+        from efficientface.pipeline import show
 
-        rows = [flat(row) for row in csv_rows]
+        rows = show.csv_rows(csv_rows, sys.stdout.isatty())
         names = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return
     if as_json:
-        click.echo(json.dumps(result, indent=1, ensure_ascii=False))
+        from efficientface.pipeline.show import json_text
+
+        click.echo(json_text(result))
         return
-    from rich.console import Console
     from rich.text import Text
 
+    from efficientface.pipeline.show import PlainConsole
+
     # without a terminal: wide enough that no row is folded, so that lines can be searched
-    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
+    console = PlainConsole(width=None if sys.stdout.isatty() else 130, highlight=False)
     for table in tables(result):
         console.print(table, soft_wrap=isinstance(table, Text))  # no line breaks in a command that will be copied
 
