@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow lint docs bench wheel clean
+.PHONY: demo test test-slow rubbish lint docs bench wheel clean
 
 demo: $(STAMP)
 	$(BIN)/fer demo
@@ -15,6 +15,10 @@ test: $(STAMP)
 # What takes minutes: whole runs, several processes.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# The table of docs/reliability.md, "Rubbish in": some 3,000 damaged, absurd and forged files, about three minutes.
+rubbish: $(STAMP)
+	$(BIN)/python tests/rubbish.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
