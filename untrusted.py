@@ -34,7 +34,7 @@ DAMAGE = (
 )
 TENSORS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|sparse_tensor|parameter)|torch \w+Storage"
-    r"|torch\.serialization _get_layout"
+    r"|torch\.serialization _get_layout|torch Size"
 )
 
 

@@ -887,7 +887,8 @@ def strange_json(case: Case, base: Path, work: Path) -> str:
     for command in words:
         status, out, err = fer(*command)
         assert "\x1b" not in out + err, "a control character on the terminal"
-        told.append(status)
+        if command[0] == "inspect":  # the good run is no whole one to verify either
+            told.append(status)
     for read in ({"faces": inputs_in, "distributions": lambda f: open_cache(f).read()}.get(name, load_model),):
         try:
             read(folder)
