@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow torture lint docs bench wheel clean
+.PHONY: demo test test-slow torture rubbish lint docs bench wheel clean
 
 demo: $(STAMP)
 	$(BIN)/fer demo
@@ -21,6 +21,10 @@ torture: $(STAMP)
 	$(BIN)/python tests/torture.py --kills 200
 	$(BIN)/python tests/torture.py --renames --faces 120
 	$(BIN)/python tests/torture.py --starved --kills 80 --faces 120
+
+# The table of docs/reliability.md, "Rubbish in": some 3,000 damaged, absurd and forged files, about three minutes.
+rubbish: $(STAMP)
+	$(BIN)/python tests/rubbish.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

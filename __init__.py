@@ -3,7 +3,11 @@
 `Recognizer.load(FOLDER)(image)` is the Python way to a finished model's answers.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# OpenCV takes pictures of twelve times as many pixels by default; read when its library is loaded.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(89_478_485))
 
 if TYPE_CHECKING:
     from efficientface.pipeline.recognise import Face as Face

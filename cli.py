@@ -33,6 +33,7 @@ from efficientface.pipeline.config import (
     with_preset,
 )
 from efficientface.pipeline.launch import SaidByAnother, numbers, speaks
+from efficientface.untrusted import printable
 
 PATH = click.Path(path_type=Path)
 
@@ -82,6 +83,22 @@ class Interrupted(click.ClickException):
         self.exit_code = 128 + number  # type: ignore[misc]
 
 
+LONGEST = 2000  # characters of a sentence; a table may have a header of a megabyte
+
+
+def sentence(error: Exception | str) -> str:
+    """What an error says as one printable line that can be read."""
+    text = printable(error)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} ... {text[-300:]}"
+
+
+class OneLine(logging.Formatter):
+    """A message is one line of text, whatever is in the names that it tells."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return sentence(record.getMessage())
+
+
 class FerGroup(click.Group):
     """Shows a FerError, and what the system refuses, as one line, status 1. Another error is our bug: a traceback."""
 
@@ -98,11 +115,12 @@ class FerGroup(click.Group):
         except SaidByAnother:
             ctx.exit(1)
         except FerError as error:
-            raise click.ClickException(by_address(str(error))) from error
+            raise click.ClickException(by_address(sentence(error))) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # click ends quietly when a pipe's reader has gone
-            where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the output"
+            named = isinstance(error.filename, str | bytes)
+            where = printable(os.fsdecode(error.filename)) if named else "the output"
             raise click.ClickException(by_address(f"{where}: {error.strerror or error}; {GOES_ON}")) from error
         finally:
             if elsewhere := sys.modules.get(MIRROR):
@@ -264,7 +282,9 @@ def cli() -> None:
     fer distill  faces and distributions -> a small student
     """
     # to stderr; stdout is for results; of several processes the first one speaks for all
-    logging.basicConfig(level=logging.INFO if speaks() else logging.WARNING, format="%(message)s")
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(OneLine())
+    logging.basicConfig(level=logging.INFO if speaks() else logging.WARNING, handlers=[to_stderr])
 
 
 @cli.command()
@@ -987,22 +1007,25 @@ def _print(
     if MIRROR in sys.modules:
         result, csv_rows = json.loads(by_address(json.dumps([result, csv_rows])))
     if csv_rows is not None:
-        from efficientface.pipeline.show import flat
+        from efficientface.pipeline import show
 
-        rows = [flat(row) for row in csv_rows]
+        rows = show.csv_rows(csv_rows, sys.stdout.isatty())
         names = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return
     if as_json:
-        click.echo(json.dumps(result, indent=1, ensure_ascii=False))
+        from efficientface.pipeline.show import json_text
+
+        click.echo(json_text(result))
         return
-    from rich.console import Console
     from rich.text import Text
 
+    from efficientface.pipeline.show import PlainConsole
+
     # without a terminal: wide enough that no row is folded, so that lines can be searched
-    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
+    console = PlainConsole(width=None if sys.stdout.isatty() else 130, highlight=False)
     for table in tables(result):
         console.print(table, soft_wrap=isinstance(table, Text))  # no line breaks in a command that will be copied
 

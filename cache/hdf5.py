@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.cache.distributions import Distributions
 from efficientface.cache.parquet import VIEWS, check_class_names
 
@@ -195,12 +195,12 @@ def user_block(file: BinaryIO) -> bytes:
 def check_digest(path: Path) -> None:
     """FerError if the file is not ours, or if any of its bytes is not what was written."""
     try:
-        with open(path, "rb") as file:
+        with untrusted.open_file(path) as file:
             found = file.read(USER_BLOCK)
             ours = found.startswith(FORMAT.encode())
             whole = ours and found == user_block(file)
-    except OSError as error:
-        raise FerError(f"{path} cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise FerError(f"{path} cannot be read ({getattr(error, 'strerror', error)})") from error
     if not ours:
         raise FerError(f"{path} is not an HDF5 file of cached distributions (it does not begin with {FORMAT!r})")
     if not whole:
@@ -216,7 +216,7 @@ def check_digest(path: Path) -> None:
 def read_header(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The artifact's manifest without its files, and of each shard that the file was made of its number of rows."""
     with _opened(path) as file:
-        manifest, shards = json.loads(file.attrs["manifest"]), json.loads(file.attrs["shards"])
+        manifest, shards = (untrusted.parse_json(file.attrs[name]) for name in ("manifest", "shards"))
         if not isinstance(manifest, dict) or not isinstance(shards, dict) or not shards:
             raise ValueError("manifest or shards are not what they should be")
         wrong = [name for name in shards if not SHARD_NAME.fullmatch(name)]

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.cache.distributions import Distributions, join
 
 VERSION = 1
@@ -61,7 +61,10 @@ def _lists(flat: np.ndarray, inner: int, outer: int) -> pa.Array:
 
 def write_shard(part: Distributions, path: Path) -> None:
     """One Parquet file; floats are stored as they are (dictionaries do not pay for probabilities)."""
-    pq.write_table(distributions_table(part), path, compression="zstd", use_dictionary=["split", "fold", "label"])
+    repeating = ["split", "fold", "label"]
+    pq.write_table(
+        distributions_table(part), path, compression="zstd", use_dictionary=repeating, write_page_checksum=True
+    )
 
 
 def read_shards(files: Sequence[Path], views: bool = True) -> Distributions:
@@ -89,14 +92,14 @@ def checked_shards(files: Sequence[Path], views: bool = True) -> Iterator[Distri
 def read_shard(path: Path, with_views: bool = True) -> Distributions:
     """One shard: columns and their types are checked; what the numbers say is for `Distributions.check`."""
     try:
-        with pq.ParquetFile(path) as file:
+        with untrusted.parquet_file(path) as file:
             names = [name for name in file.schema_arrow.names if with_views or name not in VIEWS]
             table = file.read(columns=names)
         table.validate(full=True)
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError) as error:
         raise FerError(f"{path} cannot be read as Parquet ({error}); restore it, or run fer teach again") from error
     try:
-        ours = json.loads(table.schema.metadata[b"efficientface"])
+        ours = untrusted.parse_json(table.schema.metadata[b"efficientface"])
         version, classes, views = int(ours["version"]), tuple(ours["classes"]), int(ours["views"]) * with_views
         if not all(isinstance(name, str) for name in classes):
             raise TypeError("classes are no names")

@@ -15,12 +15,11 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 
 VERSION = 1
-READ = ("face_id", "image", "image_hash", "split", "label", "votes", "group", "status")  # into memory, of all columns
+NEEDED = ("face_id", "image", "image_hash", "split", "label", "votes", "group", "status")
 STATUSES = ("found", "several faces", "as given", "no face", "too small", "unreadable")
 
 
@@ -81,7 +80,10 @@ def hash_image(data: bytes) -> str:
 
 def decode_face(data: bytes) -> np.ndarray:
     """A stored face (JPEG or PNG) as (H, W, 3) uint8 RGB."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:  # nothing at all, or more pixels than it takes
+        image = None
     if image is None:
         raise FerError("a stored face cannot be decoded; run fer verify, then fer align again")
     return image
@@ -149,12 +151,13 @@ def is_no_votes(votes: np.ndarray) -> bool:
 
 def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
     """Read shards of faces/ whole; a duplicate face id or shards of different classes are errors."""
-    tables = [read_table(path, images, READ) for path in files]
+    tables = [read_table(path, images, NEEDED) for path in files]
     classes = classes_of(tables[0].schema, files[0])
     for table, path in zip(tables, files, strict=True):
         if classes_of(table.schema, path) != classes:
             raise FerError(f"{path} has other classes than {files[0]}; run fer align into a new folder")
     table = pa.concat_tables(tables)
+    _check_content(table, classes, files[0].parent)
     ids = table["face_id"].to_numpy(zero_copy_only=False)
     if pc.count_distinct(table["face_id"]).as_py() != len(ids):
         names, counts = np.unique(ids, return_counts=True)
@@ -192,21 +195,54 @@ def _words(column: pa.ChunkedArray) -> np.ndarray:
     return np.array([*encoded.dictionary.to_pylist(), None], object)[encoded.indices.fill_null(-1).to_numpy()]
 
 
-def read_table(path: Path, images: bool = True, columns: Sequence[str] | None = None) -> pa.Table:
-    """One shard as an Arrow table, or `columns` of it; without the pictures if they are not wanted."""
+def _check_content(table: pa.Table, classes: Sequence[str], folder: Path) -> None:
+    """FerError if a row has no id, a label of no class, votes for other classes, or a hash without a picture."""
+    label, votes = table["label"].fill_null(-1).to_numpy(), table["votes"]
+    wrong = {
+        "without a face_id": table["face_id"].null_count,
+        "with a label of no class": int(((label < -1) | (label >= len(classes))).sum()),
+        "with votes for other classes": pc.sum(pc.not_equal(pc.list_value_length(votes), len(classes))).as_py(),
+    }
+    if "image" in table.column_names:
+        there = [chunk.field("bytes").is_valid() for chunk in table["image"].chunks]
+        differ = pc.not_equal(pa.chunked_array(there, pa.bool_()), table["image_hash"].is_valid())
+        wrong["with a picture or its hash alone"] = pc.sum(differ).as_py()
+    found = [f"{count} of {len(table)} rows {what}" for what, count in wrong.items() if count]
+    if found:
+        raise FerError(f"{folder} has {found[0]}; restore it, or run fer align again")
+
+
+def read_table(path: Path, images: bool = True, columns: Sequence[str] = ()) -> pa.Table:
+    """One shard, or `columns` of it, as an Arrow table with the types of `schema`; without the pictures if unwanted."""
+    types = {field.name: field.type for field in schema(())}
     try:
-        with pq.ParquetFile(path) as file:
-            names = [name for name in columns or file.schema_arrow.names if images or name != "image"]
-            return file.read(columns=names)
-    except (OSError, ValueError, pa.ArrowException) as error:
+        with untrusted.parquet_file(path) as file:
+            names = [name for name in file.schema_arrow.names if images or name != "image"]
+            names = [name for name in names if name in columns] if columns else names
+            table = file.read(columns=names)
+        table.validate(full=True)
+        other = [field for field in table.schema if field.type != types.get(field.name, field.type)]
+    except (OSError, ValueError, KeyError) as error:
         raise FerError(f"{path} cannot be read as Parquet ({error}); restore it, or run fer align again") from error
+    missing = [name for name in NEEDED if name not in table.column_names and (images or name != "image")]
+    if missing:
+        raise FerError(
+            f"{path} does not have the columns of docs/files.md (it lacks {', '.join(missing)}); restore it, or run "
+            "fer align again"
+        )
+    if other or len(set(table.column_names)) < len(table.column_names):
+        what = f"the column {other[0].name} as {other[0].type}" if other else "two columns of one name"
+        raise FerError(f"{path} has {what}, not as docs/files.md says; restore it, or run fer align again")
+    return table
 
 
 def classes_of(found: pa.Schema, path: Path) -> tuple[str, ...]:
     """The class names in a shard's metadata."""
     try:
-        ours = json.loads(found.metadata[b"efficientface"])
+        ours = untrusted.parse_json(found.metadata[b"efficientface"])
         version, classes = int(ours["version"]), tuple(ours["classes"])
+        if not all(isinstance(name, str) for name in classes):
+            raise TypeError("classes are no names")
     except (TypeError, KeyError, ValueError) as error:
         raise FerError(f"{path} is not a table that fer align wrote (no efficientface metadata)") from error
     if version > VERSION:

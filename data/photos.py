@@ -6,7 +6,7 @@ Colour profiles are ignored: what the file's numbers say is taken as sRGB.
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,23 +14,27 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from efficientface import untrusted
+
 # Decoding costs memory in proportion to this; it is also where Pillow begins to suspect a decompression bomb.
 MAX_PIXELS = 89_478_485
+_AT_ONCE = 2**22  # pixels that are converted together
 
-# What Pillow's decoders raise on damaged files, beside OSError.
-_DAMAGED = (
-    SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error, zlib.error,
-)  # fmt: skip
+# Not all that Pillow knows: it hands PostScript to another program, which runs it.
+Image.init()
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "TGA", "JPEG2000", "AVIF")
+# What Pillow's decoders raise on damaged files.
+_DAMAGED = (*untrusted.DAMAGE, SyntaxError, EOFError, AssertionError, struct.error, zlib.error)
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda image: image[::-1, ::-1],
+    4: np.flipud,
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
 }
 
 
@@ -78,12 +82,12 @@ def read_photo(path: Path) -> np.ndarray:
 def read_bytes(path: Path) -> bytes:
     """A file's bytes; Unreadable if there are none."""
     try:
-        data = Path(path).read_bytes()
+        data = untrusted.read_bytes(Path(path), untrusted.LARGEST_PHOTO)
     except FileNotFoundError as error:
         raise Unreadable("does not exist") from error
     except IsADirectoryError as error:
         raise Unreadable("is a folder") from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+    except (OSError, ValueError) as error:
         raise Unreadable(f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not data:
         raise Unreadable("empty file")
@@ -91,17 +95,17 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_photo(data: bytes) -> np.ndarray:
-    """Any picture that Pillow knows, as (H, W, 3) uint8 RGB; of several frames the first.
+    """A picture in a usual format as (H, W, 3) uint8 RGB; of several frames the first.
 
     EXIF orientation is obeyed, 16 bits a channel become 8 by the full range, transparency is laid over white, as
     it is where such pictures are shown.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _refuse_too_large(image.size)
             image.load()
-            upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-            eight_bit = _to_rgb(image)
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+            pixels = _pixels(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable(f"too large (more than {MAX_PIXELS:,} pixels)") from error
     except Image.UnidentifiedImageError as error:
@@ -111,7 +115,7 @@ def decode_photo(data: bytes) -> np.ndarray:
         raise Unreadable("truncated" if truncated else f"damaged ({error})") from error
     except _DAMAGED as error:
         raise Unreadable(f"damaged ({error})") from error
-    return np.array(eight_bit if upright is None else eight_bit.transpose(upright))
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 def is_grey(image: np.ndarray) -> bool:
@@ -124,6 +128,17 @@ def _refuse_too_large(size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise Unreadable(f"too large ({width} x {height} pixels, more than {MAX_PIXELS:,})")
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """A loaded image of any mode as (H, W, 3) uint8 RGB, some rows at a time: the largest would take gigabytes."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _AT_ONCE // width)
+    for top in range(0, height, rows):
+        below = min(height, top + rows)
+        pixels[top:below] = np.asarray(_to_rgb(image.crop((0, top, width, below))))
+    return pixels
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -23,11 +23,10 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import PIL
-import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.data.detect import WEIGHTS, Detection, Detector
 from efficientface.data.duplicates import between_splits, dhash
 from efficientface.data.faces import STATUSES, decode_face, face_table, hash_image, schema
@@ -57,6 +56,7 @@ from efficientface.pipeline.config import AlignConfig, Job
 from efficientface.pipeline.jobs import JOBS, refuse_other_job
 from efficientface.pipeline.photographs import Inputs, Photo, digest_of_all, digests_of, read_inputs
 from efficientface.pipeline.progress import progress, working
+from efficientface.pipeline.show import harmless
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def begin(folder: Path, plan: dict[str, Any], job: Job | None = None) -> None:
 def read_plan(path: Path) -> dict[str, Any]:
     """The plan that is noted in a folder; of older programs it says less."""
     try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = untrusted.read_json(path)
         if isinstance(begun["settings"], dict) and isinstance(begun["source"], str):
             return begun
     except (ValueError, KeyError, TypeError):
@@ -419,7 +419,8 @@ def write_shard(
     pixels: dict[str, np.ndarray] = {}
     # text repeats, pictures do not: a dictionary of those would only cost time
     repeating = ["split", "group", "status", "reason"]
-    with replacing(path) as part, pq.ParquetWriter(part, schema(classes), use_dictionary=repeating) as writer:
+    options = {"use_dictionary": repeating, "write_page_checksum": True}
+    with replacing(path) as part, pq.ParquetWriter(part, schema(classes), **options) as writer:
         while portion := list(islice(done, ROW_GROUP)):
             rows = [row for _, found in portion for row in found]
             for row in rows:
@@ -434,7 +435,8 @@ def write_shard(
 
 def shard_facts(path: Path) -> dict[str, Any]:
     """What write_shard left in the metadata."""
-    return json.loads(pq.read_metadata(path).metadata[SHARD_KEY])
+    with untrusted.parquet_file(path) as file:
+        return untrusted.parse_json(file.metadata.metadata[SHARD_KEY])
 
 
 def is_done(path: Path, plan: str) -> bool:
@@ -442,8 +444,9 @@ def is_done(path: Path, plan: str) -> bool:
     if not path.is_file():
         return False
     try:
+        untrusted.read_parquet(path)  # every page has a checksum
         return shard_facts(path)["plan"] == plan
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError):
         log.warning("%s is damaged and is made again", path)
         return False
 
@@ -659,7 +662,7 @@ def report_duplicates(
     if found.empty:
         table.unlink(missing_ok=True)
         return [], []
-    write_text(table, found.to_csv(index=False))
+    write_text(table, as_csv(found))
     counts, notes = [], []
     for (split, twin_split), pairs in found.groupby(["split", "twin_split"], sort=False):
         labelled = pairs.dropna(subset=["label", "twin_label"])
@@ -672,6 +675,11 @@ def report_duplicates(
             f"{other:,} with another label (first {first['face_id']} and {first['twin']}; all in {table})."
         )
     return counts, notes
+
+
+def as_csv(found: pd.DataFrame) -> str:
+    """The text of duplicates.csv, nothing if there are none."""
+    return "" if found.empty else found.map(harmless).to_csv(index=False)
 
 
 def duplicates(shards: list[Path], classes: tuple[str, ...]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.pipeline.config import Job
 
 VERSION = 1
@@ -33,6 +33,20 @@ STAGE_OF = {
 MODELS = ("teacher", "student", "identities")  # kinds that are a network with its weights
 FINISHED: list[Callable[[Path], None]] = []  # told of every file that `replacing` has finished; see mirror.py
 HOST = re.sub(r"\W", "-", socket.gethostname()) or "-"
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+METRICS_KEYS = ("epoch", "loss", "val_accuracy", "val_cross_entropy")  # of its lines, those that are read again
+NUMBER, THREE = (int, float), ()
+TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("crop", "size", "seed", "views", "folds", "label_batch", "faces", "images", "left_out"), (int,)),
+    **dict.fromkeys(("epochs", "train_faces"), (int,)),
+    **dict.fromkeys(("min_area", "eye_distance", "lr", "temperature"), NUMBER),
+    **dict.fromkeys(("source", "chosen_on", "init", "cache", "name", "loss", "arch", "teacher_arch"), (str,)),
+    **dict.fromkeys(("best", "labels", "splits", "statuses", "unreadable", "decoders", "calibration"), (dict,)),
+    **dict.fromkeys(("mean", "std"), THREE),
+    **dict.fromkeys(("notes", "duplicates"), (list,)),
+}  # of settings and facts in a manifest
+LARGEST_SIZE = 2048  # pixels a side that a network sees; the memory that it takes grows with its square
 
 
 @contextmanager
@@ -153,12 +167,12 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 def read_sealed(path: Path) -> dict[str, Any]:
     """What write_sealed was given; FerError if a byte of the file is another now."""
     try:
-        text = path.read_bytes()
-        value = json.loads(text)
+        text = untrusted.read_bytes(path, untrusted.LARGEST_JSON)
+        value = untrusted.parse_json(text)
         stated = value.pop(SEAL)
         same = as_json({**value, SEAL: stated}).encode() == text
         same = same and hashlib.blake2b(as_json(value).encode(), digest_size=32).hexdigest() == stated
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         same = False
     if not same:
         raise FerError(f"{path.name} is not as the digest at its end says, or has none; make it again")
@@ -226,9 +240,10 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     if not path.is_file():
         raise FerError(f"{folder} is unfinished (it has no {MANIFEST}); run {stage} again to complete it")
     try:
-        text = path.read_bytes()
-        manifest = json.loads(text)
-        fits = manifest["format"] == "efficientface" and isinstance(manifest["version"], int)
+        text = untrusted.read_bytes(path, untrusted.LARGEST_JSON)
+        manifest = untrusted.parse_json(text)
+        fits = manifest["format"] == "efficientface" and type(manifest["version"]) is int
+        fits = fits and manifest["kind"] in STAGE_OF
     except (ValueError, KeyError, TypeError):
         fits = False
     if not fits:
@@ -241,13 +256,57 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         raise FerError(f"{folder} holds {manifest['kind']}, not {kind}; give the folder that {stage} wrote")
     if not (folder / DIGEST).is_file():
         raise FerError(f"{folder / DIGEST} is missing; restore it, or remove {folder} and run {stage} again")
-    stated = (folder / DIGEST).read_bytes().split(b"\n")
+    stated = untrusted.read_bytes(folder / DIGEST).split(b"\n")
     if hashlib.blake2b(text, digest_size=32).hexdigest().encode() not in stated[:2]:
         raise FerError(
             f"{path} was changed after it was written (see {DIGEST}); "
             f"restore it, or remove {folder} and run {stage} again"
         )
+    if not (is_description(manifest) and is_listing(manifest.get("files"))):
+        raise FerError(f"{path} does not say what docs/files.md asks of it; restore it, or run {stage} again")
     return manifest
+
+
+def is_description(manifest: dict[str, Any]) -> bool:
+    """Whether classes are different names, and what it was made from are relative paths; settings and facts are there.
+
+    Relative ones may lead anywhere, as another run's teacher does: what lies there counts only with the stated digest.
+    """
+    classes, made_from = manifest.get("classes"), manifest.get("made_from")
+    return (
+        isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+        and len(set(classes)) == len(classes)
+        and isinstance(made_from, dict)
+        and all(_is_reference(reference) for reference in made_from.values())
+        and all(_fits(manifest.get(part)) for part in ("settings", "facts"))
+    )
+
+
+def _fits(told: Any) -> bool:
+    """Whether settings or facts have the types that they are computed and shown with; unknown ones may be anything."""
+    return isinstance(told, dict) and all(
+        (type(told[name]) in kinds or kinds is THREE and untrusted.are_numbers(told[name], 3))
+        and (name != "best" or all(type(told[name].get(key, 0)) in NUMBER for key in METRICS_KEYS))
+        for name, kinds in TYPES.items()
+        if name in told
+    )
+
+
+def _is_reference(reference: Any) -> bool:
+    if isinstance(reference, str):  # words, which are never followed
+        return True
+    path = reference.get("path") if isinstance(reference, dict) else None
+    return isinstance(path, str) and "\0" not in path and not os.path.isabs(path)
+
+
+def is_listing(files: Any) -> bool:
+    """Whether a manifest's `files` are names in its own folder, with sizes and digests."""
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("blake2b"), str)
+        and Path(name).name == name and name not in ("", "..") and "\0" not in name
+        for name, entry in files.items()
+    )  # fmt: skip
 
 
 def is_finished(folder: Path) -> bool:
@@ -284,6 +343,8 @@ def check_files(folder: Path, manifest: dict[str, Any], digests: bool = False) -
     for name, entry in manifest["files"].items():
         path = folder / name
         stage = STAGE_OF[manifest["kind"]]
+        if path.is_symlink() and path.resolve().parent != folder.resolve():
+            raise FerError(f"{path} is a link that leads out of {folder}; put the file itself there")
         if not path.is_file():
             raise FerError(f"{path} is missing; restore it, or remove {folder} and run {stage} again")
         if path.stat().st_size != entry["bytes"]:
@@ -298,10 +359,45 @@ def check_files(folder: Path, manifest: dict[str, Any], digests: bool = False) -
             )
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model's config.json: all that is needed to ask it. OSError or ValueError if that is not in it."""
+    config = untrusted.read_json(folder / CONFIG)
+    types = {"arch": str, "options": dict, "classes": list, "size": int}
+    wrong = [
+        name for name, known in types.items() if not isinstance(config, dict) or type(config.get(name)) is not known
+    ]
+    if wrong or not all(isinstance(name, str) for name in config["classes"]):
+        raise ValueError(f"{wrong[0] if wrong else 'classes'} is not what it should be")
+    if not 1 <= config["size"] <= LARGEST_SIZE:
+        raise ValueError(f"size {config['size']} is not 1 to {LARGEST_SIZE}")
+    mean, std = config.get("mean"), config.get("std")
+    if (mean, std) != (None, None) and not (untrusted.are_numbers(mean, 3) and untrusted.are_numbers(std, 3)):
+        raise ValueError("mean and std are not three numbers each")
+    return config
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a model's metrics.jsonl, an epoch each; none where it was not trained here."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    try:
+        lines = [untrusted.parse_json(line, nan=True) for line in untrusted.read_bytes(path).splitlines()]
+        fits = all(isinstance(line[name], int | float) for line in lines for name in METRICS_KEYS)
+    except (ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise FerError(f"{path} does not hold the metrics of a training, a line an epoch; restore it")
+    return lines
+
+
 def data_files(folder: Path, manifest: dict[str, Any], suffix: str = ".parquet") -> list[Path]:
-    """The artifact's data files in order, checked to be there whole."""
-    check_files(folder, manifest)
-    return [folder / name for name in sorted(manifest["files"]) if name.endswith(suffix)]
+    """The artifact's data files in order, checked byte for byte: who reads them relies on every one."""
+    check_files(folder, manifest, digests=True)
+    found = [folder / name for name in sorted(manifest["files"]) if name.endswith(suffix)]
+    if not found:
+        raise FerError(f"{folder} has no {suffix} files; remove it and run {STAGE_OF[manifest['kind']]} again")
+    return found
 
 
 def reference_to(artifact: Path, from_folder: Path) -> dict[str, str]:

@@ -13,7 +13,15 @@ from efficientface import FerError
 from efficientface.cache.distributions import Distributions
 from efficientface.cache.hdf5 import check_digest, check_hdf5_names, read_hdf5, read_header, write_hdf5
 from efficientface.cache.parquet import read_shard, read_shards, write_shard
-from efficientface.pipeline.artifact import MANIFEST, VERSION, check_files, read_manifest, replacing, write_manifest
+from efficientface.pipeline.artifact import (
+    MANIFEST,
+    VERSION,
+    check_files,
+    is_description,
+    read_manifest,
+    replacing,
+    write_manifest,
+)
 from efficientface.pipeline.progress import progress
 
 ONE_FILE = "distributions.h5"
@@ -83,11 +91,10 @@ def default_cache(run: Path) -> Path:
 
 def check_manifest(manifest: dict[str, Any], path: Path, kind: str = "distributions") -> None:
     """FerError if what a file says of itself is not a manifest of that kind."""
-    types = {"classes": list, "made_from": dict, "settings": dict, "facts": dict}
     fits = manifest.get("format") == "efficientface" and manifest.get("kind") == kind
-    if not fits or any(not isinstance(manifest.get(name), known) for name, known in types.items()):
+    if not fits or not is_description(manifest):
         raise FerError(f"{path} has no manifest of {kind} inside; restore it, or make it again")
-    if not isinstance(manifest.get("version"), int) or manifest["version"] > VERSION:
+    if type(manifest.get("version")) is not int or manifest["version"] > VERSION:
         raise FerError(
             f"{path} has a manifest of version {manifest.get('version')}, this program reads up to {VERSION}; "
             "update efficientface"

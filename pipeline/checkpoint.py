@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.models import MODULATED, build, check_size
 from efficientface.pipeline.artifact import (
+    CONFIG,
+    METRICS,
     MODELS,
     check_files,
     is_finished,
+    read_config,
     read_manifest,
     reference_to,
     refuse_other,
@@ -35,9 +38,6 @@ from efficientface.pipeline.config import DistillConfig
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-METRICS_KEYS = ("epoch", "loss", "val_accuracy", "val_cross_entropy")  # of its lines, those that are read again
 BESIDE = "give --name to train beside it, or remove it"
 CHECKPOINT = "checkpoint.safetensors"  # only while training
 
@@ -91,33 +91,18 @@ def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[s
     manifest = read_manifest(folder, kind or _model_kind(folder))
     check_files(folder, manifest, digests=True)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_config(folder)
         model = build(config["arch"], len(config["classes"]), **config["options"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FerError(f"{folder / CONFIG} does not describe a model ({error}); restore it") from error
     if config["classes"] != manifest["classes"]:
         raise FerError(f"{folder / CONFIG} has other classes than the manifest beside it; restore it")
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        model.load_state_dict(untrusted.read_safetensors(folder / WEIGHTS))
+    except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise FerError(f"{folder / WEIGHTS} does not hold the weights that {CONFIG} describes ({first})") from error
     return model.eval(), config
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a model's metrics.jsonl, an epoch each; none where it was not trained here."""
-    path = folder / METRICS
-    if not path.is_file():
-        return []
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        fits = all(isinstance(line[name], int | float) for line in lines for name in METRICS_KEYS)
-    except (ValueError, KeyError, TypeError):
-        fits = False
-    if not fits:
-        raise FerError(f"{path} does not hold the metrics of a training, a line an epoch; restore it")
-    return lines
 
 
 def trained_before(
@@ -198,7 +183,7 @@ def _network(config: dict[str, Any]) -> str:
 def _model_kind(folder: Path) -> str:
     """What a model's manifest says that it is, unchecked: read_manifest then says what is wrong."""
     try:
-        kind = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["kind"]
+        kind = untrusted.read_json(folder / "manifest.json")["kind"]
     except (OSError, ValueError, KeyError, TypeError):
         return "student"
     return kind if kind in MODELS else "student"
@@ -230,26 +215,30 @@ class Checkpoint:
                     tensors[f"momentum.{k}.{j}"] = momentum
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with replacing(self.path) as part:
-            save_tensors(tensors, part, {"progress": json.dumps(progress), "digest": _digest(tensors)})
+            told = json.dumps(progress)
+            save_tensors(tensors, part, {"progress": told, "digest": _digest(tensors, told)})
 
     def progress(self) -> dict[str, Any]:
         """What was done when it was saved, and with which settings."""
         try:
-            with safe_open(self.path, framework="pt") as file:
-                return dict(json.loads((file.metadata() or {})["progress"]))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            with untrusted.safetensors_file(self.path, "pt") as file:
+                progress = untrusted.parse_json((file.metadata() or {})["progress"], nan=True)
+            if not isinstance(progress["settings"], dict) or not isinstance(progress["lines"], list):
+                raise TypeError("its settings and lines are none")
+            return progress
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._useless(error) from error
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Restore model and optimiser in place; return the best epoch's weights."""
         try:
-            with safe_open(self.path, framework="pt") as file:
-                stated = (file.metadata() or {}).get("digest")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            if _digest(tensors) != stated:
+            with untrusted.safetensors_file(self.path, "pt") as file:
+                told = file.metadata() or {}
+            tensors = untrusted.read_safetensors(self.path)
+            if _digest(tensors, told.get("progress", "")) != told.get("digest"):
                 raise ValueError("it is damaged")
             model.load_state_dict(_under(tensors, "model."))
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise self._useless(error) from error
         for k, group in enumerate(optimizer.param_groups):
             for j, parameter in enumerate(group["params"]):
@@ -264,9 +253,9 @@ class Checkpoint:
         return FerError(f"{self.path} cannot be resumed from ({reason}); remove it to train from the start")
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """blake2b of all names and values."""
-    digest = hashlib.blake2b(digest_size=32)
+def _digest(tensors: dict[str, Tensor], progress: str) -> str:
+    """blake2b of the progress and of all names and values."""
+    digest = hashlib.blake2b(progress.encode(), digest_size=32)
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode() + b"\0")
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -24,9 +24,10 @@ from efficientface.pipeline.artifact import (
     is_finished,
     make_folder,
     read_manifest,
+    read_metrics,
     write_sealed,
 )
-from efficientface.pipeline.checkpoint import load_model, read_metrics
+from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, read_inputs
 from efficientface.pipeline.inspect import face_rows

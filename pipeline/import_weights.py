@@ -6,17 +6,14 @@ that tell 12,666 people of MS-Celeb-1M apart.
 
 import logging
 import os
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.data.labels import EXPRESSIONS, expression
 from efficientface.models import ABLATIONS, MODULATED, build
 from efficientface.models.efficientface import load_official
@@ -104,20 +101,18 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if size > LARGEST:
         raise FerError(f"{file} has {size:,} bytes, more than any checkpoint of these networks ({LARGEST:,}); not read")
     try:
-        if file.suffix == ".safetensors":
-            content: Any = load_file(file)
-        else:
-            refuse_compressed(file, size)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except FerError:
-        raise
-    except Exception as error:  # whatever a parser makes of a file that is none, or a hostile one
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found:
-            raise FerError(
-                f"{file} holds Python objects besides tensors, first {found[1]}, which may run anything when they are "
-                "read; save its state_dict alone where you trust it, best as .safetensors"
-            ) from error
+        is_safe = file.suffix == ".safetensors"
+        content: Any = untrusted.read_safetensors(file) if is_safe else untrusted.read_pickled_tensors(file)
+    except untrusted.ForeignObject as error:
+        raise FerError(
+            f"{file} holds Python objects besides tensors, first {error}, which may run anything when they are "
+            "read; save its state_dict alone where you trust it, best as .safetensors"
+        ) from error
+    except untrusted.Compressed as error:
+        raise FerError(
+            f"{file} is a compressed archive, torch's checkpoints are not; it is damaged or forged"
+        ) from error
+    except (OSError, ValueError) as error:
         raise FerError(f"{file} is neither a checkpoint of torch nor of safetensors, or is damaged") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(name, str) for name in state):
@@ -131,16 +126,6 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > size:
         raise FerError(f"{file} has tensors larger than itself; it is damaged or forged")
     return dict(state)
-
-
-def refuse_compressed(file: Path, size: int) -> None:
-    """torch stores tensors as they are; a compressed archive could unfold to any size."""
-    if not zipfile.is_zipfile(file):
-        return  # the form before torch 1.6, which the authors' files have
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
-        raise FerError(f"{file} is a compressed archive, torch's checkpoints are not; it is damaged or forged")
 
 
 def recognise(read: dict[str, Tensor], file: Path) -> tuple[str, int, dict[str, Tensor]]:

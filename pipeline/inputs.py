@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.data.faces import Faces, read_faces
 from efficientface.pipeline.artifact import data_files, read_manifest
 from efficientface.pipeline.config import NORMALISATIONS
@@ -58,6 +58,9 @@ def read_inputs(run: Path) -> Inputs:
 def inputs_in(folder: Path) -> Inputs:
     """The usable faces of a folder that fer align wrote."""
     manifest = read_manifest(folder, "faces")
+    facts, crop = manifest["facts"], manifest["settings"].get("crop")
+    if type(crop) is not int or not all(untrusted.are_numbers(facts.get(name), 3) for name in ("mean", "std")):
+        raise FerError(f"{folder} does not say crop, mean and std of its faces; restore it, or run fer align again")
     faces = read_faces(data_files(folder, manifest))
     return Inputs(folder, faces.select(faces.usable), manifest)
 

@@ -2,7 +2,6 @@
 
 import bisect
 import difflib
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from safetensors import SafetensorError, safe_open
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions
 from efficientface.cache.summary import (
     agreement,
@@ -25,7 +23,18 @@ from efficientface.cache.summary import (
     quantiles,
 )
 from efficientface.data.faces import STATUSES, classes_of, read_table
-from efficientface.pipeline.artifact import MANIFEST, STAGE_OF, check_files, data_files, is_finished, read_manifest
+from efficientface.pipeline.artifact import (
+    MANIFEST,
+    METRICS,
+    MODELS,
+    STAGE_OF,
+    check_files,
+    data_files,
+    is_finished,
+    read_config,
+    read_manifest,
+    read_metrics,
+)
 from efficientface.pipeline.caches import default_cache, home_of, is_file, open_cache
 from efficientface.pipeline.inspect_tables import bytes_text, face_tables, tables
 from efficientface.pipeline.status import (
@@ -41,11 +50,10 @@ __all__ = ["face_tables", "rows", "run", "some_faces", "tables"]
 
 # As in checkpoint.py, which imports torch.
 WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # batch norm's, which are no parameters
 EXAMPLES = 3  # unusable rows named a status, and most frequent reasons
 LAST_EPOCHS = 3
+SPEED = ("lr", "seconds", "faces_per_second")  # what else is shown of these
 
 
 def run(path: Path, face: str | None = None, top: str | None = None, count: int = 10) -> dict[str, Any]:
@@ -68,7 +76,7 @@ def run(path: Path, face: str | None = None, top: str | None = None, count: int 
         manifest = open_cache(path).manifest
     else:
         manifest = read_manifest(path, kind)
-        check_files(path, manifest)
+        check_files(path, manifest, digests=kind in MODELS)  # of the others who reads them checks
     if top is not None:
         if kind != "distributions":
             raise FerError(f"{path} holds {kind}, --top ranks distributions; give the folder that fer teach wrote")
@@ -486,12 +494,13 @@ def alike(face: str, ids: list[str]) -> list[str]:
 def inspect_model(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Architecture, size, how it was trained and how well that went."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        lines = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-        with safe_open(folder / WEIGHTS, framework="numpy") as weights:
+        config, lines = read_config(folder), read_metrics(folder)
+        with untrusted.safetensors_file(folder / WEIGHTS, "numpy") as weights:
             shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise FerError(f"{folder} does not hold a model ({error}); restore it, or run its stage again") from error
+    if not all(isinstance(line.get(name), int | float) for line in lines[-LAST_EPOCHS:] for name in SPEED):
+        raise FerError(f"{folder / METRICS} does not hold the metrics of a training; restore it, or train again")
     facts = manifest["facts"]
     return {
         **{name: config.get(name) for name in ("arch", "options", "size", "mean", "std")},

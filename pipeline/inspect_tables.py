@@ -271,7 +271,7 @@ def model_tables(result: dict[str, Any]) -> list[Any]:
     words = [f"{name.replace('_', ' ')} {settings[name]}" for name in TOLD if settings.get(name) not in (None, "")]
     facts.add_row("trained", text(f"on {amount(result['train_faces'])} faces: {', '.join(words)}"))
     best = result["best"] or {}
-    if "val_accuracy" in best:
+    if {"epoch", "val_accuracy", "val_cross_entropy"} <= best.keys():
         line = f"{best['epoch']} of {result['epochs']}: {best['val_accuracy']:.2%} right on {result['chosen_on']}"
         facts.add_row("best epoch", text(f"{line}, cross-entropy {best['val_cross_entropy']:.3f} nats"))
     facts.add_row("accuracy", curve(result["val_accuracy"]))

@@ -20,9 +20,9 @@ from filelock import FileLock
 from scipy.optimize import linear_sum_assignment, minimize_scalar
 from torch import nn
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, join, places, tempered
-from efficientface.cache.parquet import checked_shards, write_shard
+from efficientface.cache.parquet import checked_shards, read_shard, write_shard
 from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces, read_faces
 from efficientface.data.views import draw_views
@@ -211,7 +211,7 @@ def cache_distributions(
         for k, name in enumerate(shard_names(plan)):
             rows = np.arange(k * config.shard_faces, min((k + 1) * config.shard_faces, len(faces)))
             mine = job.has(k) if job is not None else k % world == rank
-            if not mine or (out / name).exists():
+            if not mine or is_whole(out / name):
                 advance(labeller.answers(fold[rows]))
             elif client is not None:
                 tasks.append((name, rows))
@@ -412,7 +412,7 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
     rank, world = rank_and_world()
     with progress("labelling", teachers.answers(cache.read(views=False).fold)) as advance:
         for k, old in enumerate(cache.shards):
-            if k % world != rank or (made / names[k]).exists() or (out / names[k]).exists():
+            if k % world != rank or is_whole(made / names[k]) or is_whole(out / names[k]):
                 continue
             made.mkdir(parents=True, exist_ok=True)
             part = cache.read_shard(old).in_order_of(inputs.faces.classes, str(out))
@@ -448,9 +448,24 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
     return summary(read_manifest(out, "distributions"), out)
 
 
+def is_whole(shard: Path) -> bool:
+    """Whether a shard is there; one that was damaged since is made again, aloud."""
+    if not shard.exists():
+        return False
+    try:
+        read_shard(shard)
+    except FerError as error:
+        log.warning("%s; it is made again", error)
+        return False
+    return True
+
+
 def pictures_of(teacher: Path) -> np.ndarray:
     """(N,) str, the hashes of the pictures that a teacher says it was trained on."""
-    return pq.read_table(teacher / TRAINED_ON, columns=["image_hash"])["image_hash"].to_numpy()
+    try:
+        return untrusted.read_parquet(teacher / TRAINED_ON, ["image_hash"])["image_hash"].to_numpy()
+    except (OSError, ValueError, KeyError) as error:
+        raise FerError(f"{teacher / TRAINED_ON} cannot be read ({error}); restore it") from error
 
 
 def check_folds(faces: Faces, folders: Sequence[Path], fold: np.ndarray) -> None:
@@ -655,14 +670,15 @@ def _begin(folder: Path, plan: dict[str, Any], job: Job | None = None) -> None:
     jobs = {} if job is None else {JOBS: job.of}
     if path.exists():
         try:
-            begun = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError):
+            begun = untrusted.read_json(path)
+            begun = {part: dict(begun[part]) for part in ("settings", "made_from")}
+        except (ValueError, KeyError, TypeError):
             raise FerError(f"{path} is damaged; remove {folder} and run fer teach again") from None
         given = json.loads(json.dumps(plan))
         refuse_other_job(folder, begun, given, job)
         for part, was, now in (
-            ("settings", begun.get("settings", {}), given["settings"]),
-            ("made_from", begun.get("made_from", {}), given["made_from"]),
+            ("settings", begun["settings"], given["settings"]),
+            ("made_from", begun["made_from"], given["made_from"]),
         ):
             for name in sorted(was.keys() | now.keys()):
                 if was.get(name) != now.get(name):

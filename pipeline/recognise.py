@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.data.batches import normalise, whole
 from efficientface.data.faces import STATUSES, decode_face, hash_image
 from efficientface.data.layouts.files import plural
@@ -253,8 +253,16 @@ def photographs(source: str) -> tuple[Path, list[str]]:
     if not path.exists():
         raise FerError(f"{source} does not exist; give a photograph, a folder of them, a list (.txt), or - for paths")
     if path.suffix.lower() == ".txt":
-        return path.parent, listed(path.read_bytes(), source)
+        return path.parent, listed(list_in(path), source)
     return Path(), [source]
+
+
+def list_in(path: Path) -> bytes:
+    """A list's bytes."""
+    try:
+        return untrusted.read_bytes(path)
+    except ValueError as error:
+        raise FerError(f"{path} is {error}; give a list of photographs, or - for paths on standard input") from None
 
 
 def listed(data: bytes, where: str) -> list[str]:
@@ -270,7 +278,7 @@ def listed(data: bytes, where: str) -> list[str]:
 class Journal:
     """The rows of the photographs that are done, in a file beside `out` until that is written; nothing without `out`.
 
-    Its first line is a digest of what is to be done, each of the others [number, rows] of a photograph.
+    Its first line is a digest of what is to be done, each of the others [number, rows] of a photograph after its own.
     """
 
     out: Path | None
@@ -285,26 +293,29 @@ class Journal:
         if self.path is None:
             return {}
         try:
-            plan, *lines = self.path.read_bytes().split(b"\n")
+            plan, *lines = untrusted.read_bytes(self.path, sys.maxsize).split(b"\n")
         except FileNotFoundError:
             plan, lines = b"", []
+        except ValueError as error:
+            raise FerError(f"{self.path} is {error}; remove it") from error
         if plan != self.plan.encode():
             self.path.write_text(self.plan, encoding="utf-8")
             return {}
         done = {}
         for line in lines:
-            try:
-                number, rows = json.loads(line)
-            except ValueError:
-                continue  # cut off when the run was killed: that photograph is looked at again
-            done[number] = rows
+            digest, _, text = line.partition(b" ")
+            if hash_image(text).encode() == digest:  # else cut off when the run was killed: it is looked at again
+                number, rows = json.loads(text)
+                done[number] = rows
         return done
 
     def add(self, numbers: Sequence[int], lines: Sequence[list[dict[str, Any]]]) -> None:
         """Note some photographs; each line begins on its own, whatever a killed run left of the one before."""
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(f"\n{json.dumps(entry)}" for entry in zip(numbers, lines, strict=True))
+                for entry in zip(numbers, lines, strict=True):
+                    text = json.dumps(entry)
+                    file.write(f"\n{hash_image(text.encode())} {text}")
 
     def remove(self) -> None:
         if self.path is not None:

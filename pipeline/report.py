@@ -20,10 +20,10 @@ from rich.text import Text
 from efficientface import FerError, __version__
 from efficientface.models.counting import count_as_paper
 from efficientface.pipeline import evaluate, inspect, profile, report_pictures
-from efficientface.pipeline.artifact import check_files, digest_of, write_text
+from efficientface.pipeline.artifact import check_files, digest_of, read_metrics, write_text
 from efficientface.pipeline.caches import asked_teachers
 from efficientface.pipeline.charts import Line, line_chart
-from efficientface.pipeline.checkpoint import load_model, read_metrics
+from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.config import AlignConfig, TeachConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, read_inputs

@@ -1,10 +1,15 @@
 """Results as tables for a terminal."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from efficientface.untrusted import printable
 
 MOST_LABELS = 50  # with more, people's names, the table tells only how many
 
@@ -48,9 +53,34 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+class PlainConsole(Console):
+    """A terminal on which text from files is text: what would steer the terminal is shown as an escape."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            lines = text if control else "\n".join(map(printable, text.split("\n")))
+            yield Segment(lines, style, control)
+
+
+def json_text(value: Any) -> str:
+    """JSON for people too: text as it is, but control characters and halves of surrogate pairs are escaped."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
 def harmless(cell: Any) -> Any:
     """Text for CSV with a ' before what a spreadsheet would take for a formula; numbers as they are."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+def csv_rows(rows: Iterable[dict[str, Any]], on_terminal: bool) -> list[dict[str, Any]]:
+    """Rows for CSV, flat and harmless; on a terminal no text in them steers it."""
+
+    def cell(value: Any) -> Any:
+        value = harmless(value)
+        return printable(value) if on_terminal and isinstance(value, str) else value
+
+    return [{cell(name): cell(value) for name, value in flat(row).items()} for row in rows]
 
 
 def flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What of a run is done, and the command that comes next: from manifests and file headers alone, without torch."""
 
-import json
 import os
 import shlex
 from dataclasses import dataclass, fields
@@ -8,13 +7,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
-from safetensors import SafetensorError, safe_open
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.pipeline.artifact import (
     MANIFEST,
     STAGE_OF,
@@ -28,6 +24,7 @@ from efficientface.pipeline.artifact import (
 )
 from efficientface.pipeline.caches import ONE_FILE
 from efficientface.pipeline.config import AlignConfig, DistillConfig, PretrainConfig, TeachConfig, parse_source
+from efficientface.untrusted import printable
 
 # As in teach.py and checkpoint.py, which import torch.
 PLAN = "plan.json"
@@ -198,7 +195,7 @@ def results(run: Path) -> dict[str, dict[str, Any]]:
 def _judged(path: Path) -> dict[str, Any]:
     """Digests of the models' manifests by name; none if the file does not say."""
     try:
-        return {name: model.get("manifest") for name, model in json.loads(path.read_bytes())["models"].items()}
+        return {name: model.get("manifest") for name, model in untrusted.read_json(path)["models"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -225,7 +222,7 @@ def sources_of(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
 def kind_in_manifest(folder: Path) -> str | None:
     """What the folder's manifest says that it is, unchecked; None without a manifest that says it."""
     try:
-        kind = json.loads((folder / MANIFEST).read_bytes())["kind"]
+        kind = untrusted.read_json(folder / MANIFEST)["kind"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(kind)
@@ -249,7 +246,7 @@ def in_short(manifest: dict[str, Any]) -> str:
         parts += [str(settings["loss"])] if "loss" in settings else []
         parts += [f"started from {manifest['made_from']['init']['path']}"] if "init" in manifest["made_from"] else []
         best = facts.get("best", {})
-        if "val_accuracy" in best:
+        if {"val_accuracy", "epoch"} <= best.keys():
             parts += [f"{best['val_accuracy']:.1%} on {facts.get('chosen_on', 'val')} after epoch {best['epoch']}"]
     return ", ".join(parts)
 
@@ -278,15 +275,15 @@ def unfinished(run: Path, name: str, kind: str, faces: int | None) -> Stage:
         return Stage(name, kind, folder, "stale" if changed else "unfinished", detail, settings)
     shards = sorted(folder.glob("part-*.parquet"))
     try:
-        rows = sum(pq.read_metadata(path).num_rows for path in shards)
-    except (OSError, pa.ArrowException) as error:
+        rows = sum(rows_in(path) for path in shards)
+    except (OSError, ValueError) as error:
         raise FerError(f"{folder} has a shard that cannot be read ({error})") from error
     of = f" of {faces:,}" if kind == "distributions" and isinstance(faces, int) else ""
     detail = f"{len(shards)} shards with {rows:,}{of} faces" if shards else "no shard finished"
     settings = {}
     if (folder / PLAN).is_file():
         try:
-            plan = json.loads((folder / PLAN).read_bytes())
+            plan = untrusted.read_json(folder / PLAN)
             settings = {**plan["settings"], **{name: plan[name] for name in ("format",) if name in plan}}
         except (ValueError, KeyError, TypeError) as error:
             raise FerError(f"{folder / PLAN} is damaged") from error
@@ -295,13 +292,19 @@ def unfinished(run: Path, name: str, kind: str, faces: int | None) -> Stage:
     return Stage(name, kind, folder, "unfinished", detail, settings)
 
 
+def rows_in(path: Path) -> int:
+    """Rows of a Parquet file, by its footer."""
+    with untrusted.parquet_file(path) as file:
+        return file.metadata.num_rows
+
+
 def checkpoint_header(path: Path) -> dict[str, Any]:
     """Settings and metrics lines of an interrupted training, without its weights."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            progress = json.loads((file.metadata() or {})["progress"])
+        with untrusted.safetensors_file(path, "numpy") as file:
+            progress = untrusted.parse_json((file.metadata() or {})["progress"], nan=True)
         fits = isinstance(progress["settings"]["facts"], dict) and isinstance(progress["lines"], list)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         fits = False
     if not fits:
         raise FerError(f"{path} cannot be resumed from; remove it to train from the start")
@@ -390,7 +393,7 @@ def settings_before(run: Path, cache: str) -> dict[str, Any]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = untrusted.read_json(folder / MANIFEST)
         one_file = {"format": "hdf5"} if ONE_FILE in manifest["files"] else {}
         return {**manifest["settings"], **one_file}
     except (OSError, ValueError, KeyError, TypeError):
@@ -460,11 +463,6 @@ def is_strange(folder: Path, kind: str) -> bool:
 
 
 # --- words ----------------------------------------------------------------------------------------------------
-
-
-def printable(text: Any) -> str:
-    """Text from a file as it may be shown: control characters, and what else does not print, are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def quoted(path: Path) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.data.layouts.files import IMAGE_SUFFIXES
 from efficientface.pipeline.status import printable
 
@@ -47,9 +47,9 @@ def _degrees(given: str) -> float:
 def _listed(path: Path, rows: pa.Table, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     """The rows that a list names, and how many of its lines found one."""
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line for line in untrusted.read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or error
         raise FerError(
             f"--subset {path} cannot be read ({reason}); give a list of file names, a photograph a line, or pose:30"
         ) from error

@@ -4,7 +4,6 @@ What every artifact has, a manifest and files, is checked here for `fer verify` 
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.cache.distributions import SUM_TOLERANCE, Distributions, join, leads_out, numbered
 from efficientface.data.faces import classes_of, hash_image, read_faces, read_table
 from efficientface.pipeline.artifact import (
@@ -24,6 +23,7 @@ from efficientface.pipeline.artifact import (
     digest_file,
     digest_of,
     is_finished,
+    is_listing,
     read_manifest,
 )
 from efficientface.pipeline.caches import ONE_FILE, Cache, asked_teachers, cache_in, check_manifest, is_file, open_cache
@@ -123,8 +123,13 @@ def _open(path: Path, report: Report) -> Cache | None:
 
 def check_bytes(folder: Path, kind: str, report: Report) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """The manifest of an artifact, None if it is none; and the entries of those files that are as it says."""
-    text = (folder / MANIFEST).read_bytes()
-    stated = (folder / DIGEST).read_bytes() if (folder / DIGEST).is_file() else b""
+    try:
+        text = untrusted.read_bytes(folder / MANIFEST, untrusted.LARGEST_JSON)
+        stated = untrusted.read_bytes(folder / DIGEST) if (folder / DIGEST).is_file() else b""
+    except ValueError as error:
+        report.add("manifest", [f"{MANIFEST} or {DIGEST} is {error}"], "")
+        report.skip("files", "see above")
+        return None, {}
     findings, second = [], False
     # two lines, one of them this manifest's, if a stage that replaces it was interrupted between its last two writes
     whole_lines = re.fullmatch(rb"([0-9a-f]{64}\n){1,2}", stated)
@@ -134,14 +139,14 @@ def check_bytes(folder: Path, kind: str, report: Report) -> tuple[dict[str, Any]
         second = len(stated) > 65
     manifest = None
     try:
-        found = json.loads(text)
+        found = untrusted.parse_json(text)
         check_manifest(found if isinstance(found, dict) else {}, folder / MANIFEST, kind)
         manifest = found
-    except (ValueError, RecursionError):
+    except ValueError:
         findings.append(f"{MANIFEST} is not JSON")
     except FerError as error:
         findings.append(str(error))
-    if manifest is not None and not _is_listing(manifest.get("files")):
+    if manifest is not None and not is_listing(manifest.get("files")):
         findings.append(f"{MANIFEST} has no list of files with sizes and digests")
         manifest = None
     if second and not findings:
@@ -152,13 +157,6 @@ def check_bytes(folder: Path, kind: str, report: Report) -> tuple[dict[str, Any]
         report.skip("files", "see above")
         return None, {}
     return manifest, _whole_files(folder, manifest, report)
-
-
-def _is_listing(files: Any) -> bool:
-    return isinstance(files, dict) and all(
-        isinstance(entry, dict) and {"bytes", "blake2b"} <= set(entry) and Path(name).name == name
-        for name, entry in files.items()
-    )
 
 
 def _whole_files(folder: Path, manifest: dict[str, Any], report: Report) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, places, text_array
 from efficientface.data.faces import STATUSES, classes_of, hash_image, read_table, schema
 from efficientface.data.layouts.files import is_inside
@@ -30,6 +29,7 @@ from efficientface.pipeline.artifact import (
     is_finished,
     is_part,
     place_of,
+    read_metrics,
     read_sealed,
 )
 from efficientface.pipeline.caches import asked_teachers
@@ -199,15 +199,15 @@ def _duplicates(folder: Path, manifest: dict[str, Any], complete: bool, report: 
     if not complete:
         report.skip("duplicates", "see above")
         return
-    from efficientface.pipeline.align import duplicates  # here, because the detector takes long to import
+    from efficientface.pipeline.align import as_csv, duplicates  # here, because the detector takes long to import
 
     try:
         found = duplicates([folder / name for name in sorted(manifest["files"])], tuple(manifest["classes"]))
     except (ValueError, KeyError, TypeError) as error:  # no or no hexadecimal source_dhash
         report.add("duplicates", [f"faces/ do not tell ({str(error).splitlines()[0]})"], "")
         return
-    expected = "" if found.empty else found.to_csv(index=False)
-    there = table.read_bytes() if table.is_file() else b""
+    expected = as_csv(found)
+    there = untrusted.read_bytes(table) if table.is_file() else b""
     differs = [f"{table.name} is not what faces/ give"] if there != expected.encode() else []
     report.add("duplicates", differs, f"{len(found):,} photographs in two splits, as {table.name} says")
 
@@ -270,7 +270,7 @@ def _model(folder: Path, manifest: dict[str, Any], whole: bool, faces: Known | N
     if not whole:
         report.skip("model", "see above")
         return
-    from efficientface.pipeline.checkpoint import load_model, read_metrics  # here, because torch takes seconds
+    from efficientface.pipeline.checkpoint import load_model  # here, because torch takes seconds
 
     findings, lines = [], []
     try:
@@ -312,7 +312,7 @@ def _trained_on(folder: Path, faces: Known) -> tuple[list[str], str]:
 def trained_pictures(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Ids and image hashes, (N,) str each, that a teacher says it was trained on; None if it does not."""
     try:
-        table = pq.read_table(folder / TRAINED_ON, columns=["face_id", "image_hash"])
+        table = untrusted.read_parquet(folder / TRAINED_ON, ["face_id", "image_hash"])
         ids, hashes = (table[name].cast(pa.string()).to_numpy() for name in ("face_id", "image_hash"))
         return ids, hashes
     except (OSError, KeyError, ValueError, pa.ArrowException):

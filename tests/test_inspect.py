@@ -17,7 +17,7 @@ import pytest
 import scipy.stats
 import torch
 from click.testing import CliRunner
-from conftest import CLASSES, write_faces
+from conftest import CLASSES, sign_again, write_faces
 from rich.console import Console
 
 from efficientface.cache import summary
@@ -434,6 +434,8 @@ def test_weights_that_are_none_are_named(whole):
     folder = whole / "students" / "ldl"
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / "model.safetensors").write_bytes(b"x" * manifest["files"]["model.safetensors"]["bytes"])
+    assert f"{folder / 'model.safetensors'} is damaged" in fer("inspect", folder).stderr
+    sign_again(folder)
     done = fer("inspect", folder)
     assert done.exit_code == 1
     assert done.stderr.startswith(f"Error: {folder} does not hold a model (")
@@ -742,8 +744,7 @@ def test_status_wants_a_run(whole, tmp_path):
 
 def test_file_names_are_those_of_the_stages():
     assert (status.PLAN, status.PLAN) == (labelling.PLAN, align.PLAN)
-    assert (status.CHECKPOINT, inspect.METRICS) == (checkpoint.CHECKPOINT, checkpoint.METRICS)
-    assert (inspect.WEIGHTS, inspect.CONFIG) == (checkpoint.WEIGHTS, checkpoint.CONFIG)
+    assert (status.CHECKPOINT, inspect.WEIGHTS) == (checkpoint.CHECKPOINT, checkpoint.WEIGHTS)
 
 
 def test_looking_does_not_import_torch(whole):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -198,7 +199,7 @@ def test_every_training_face_is_answered_by_the_teacher_that_has_not_seen_it(fol
     answers = []
     for k in range(3):
         folder = folded / "teacher" / f"fold-{k}"
-        seen = set(label.pq.read_table(folder / label.TRAINED_ON)["face_id"].to_pylist())
+        seen = set(pq.read_table(folder / label.TRAINED_ON)["face_id"].to_pylist())
         held_out = set(stored.face_id[stored.fold == k])
         assert seen | held_out == set(stored.face_id[training])
         assert not seen & held_out

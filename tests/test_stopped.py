@@ -12,7 +12,7 @@ from test_teach_distill import DISTILL
 from efficientface.cache.parquet import read_shards
 from efficientface.cli import cli
 from efficientface.pipeline import checkpoint, label
-from efficientface.pipeline.artifact import MANIFEST
+from efficientface.pipeline.artifact import HOST, MANIFEST
 
 SMOOTHED = ["--source", "smooth:0.1", "--views", 0]
 GOES_ON = "what was finished is kept, the same command goes on from there"
@@ -103,7 +103,7 @@ def test_on_a_full_disk_a_training_says_which_file(run):
 def test_what_a_killed_conversion_left_is_removed_by_the_next(run):
     fer("teach", run, *SMOOTHED)
     fer("cache", "convert", run / "distributions", run / "whole.h5")
-    left = run / ".back.999999999.part"
+    left = run / f".back.0.{HOST}.999999999.part"
     left.mkdir()
     (left / "part-00000.parquet").write_bytes(b"half")
     assert fer("cache", "convert", run / "whole.h5", run / "back").exit_code == 0

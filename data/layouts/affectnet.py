@@ -4,13 +4,14 @@ The two name the same photographs differently, and no table between the names wa
 """
 
 import io
+import tokenize
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.data.labels import AFFECTNET
 from efficientface.data.layouts import published
 from efficientface.data.layouts.files import Found, images, images_below, located, plural, shown
@@ -153,10 +154,10 @@ def _by_annotations(folder: Path, files: list[str]) -> tuple[list[str | None], l
     for file in files:
         path = folder / f"{Path(file).stem}_exp.npy"
         try:
-            codes.append(_number(path.read_bytes()))
+            codes.append(_number(untrusted.read_bytes(path, 4096)))
         except FileNotFoundError:
             codes.append(None)
-        except (OSError, ValueError, TypeError, EOFError, OverflowError) as error:
+        except (*untrusted.DAMAGE, EOFError, SyntaxError, tokenize.TokenError) as error:
             raise FerError(f"{path} holds no number ({error}); copy it again") from error
     missing = codes.count(None)
     notes = [f"Without an annotation in {folder}: {images(missing)}."] if missing else []

@@ -132,8 +132,9 @@ def read_pixels(table: Path) -> pd.DataFrame:
         for batch in _batches(table, {name: names[name] for name in ("emotion", "pixels", "usage") if name in names}):
             texts = batch.pop("pixels")
             parts.append(pd.DataFrame({**batch, "pixels": pd.Series(list(map(_pixels, texts)), dtype=object)}))
-    except pa.ArrowInvalid as error:
-        raise FerError(f"{table} is not a well-formed table: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise FerError(f"{table} is not a well-formed table: {reason}") from None
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"pixels": []})
 
 

@@ -1,6 +1,5 @@
 """Parquet with pictures inside, as Hugging Face's `datasets` writes it: a column of structs of `bytes` and `path`."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.data.layouts.files import is_inside, plural, suffix
 from efficientface.data.layouts.listing import SPLITS, Asked, Listing
 from efficientface.data.layouts.tables import columns_of, describe, named, parquet_schema, read_columns, refuse_twins
@@ -55,10 +53,10 @@ class ParquetPhotos:
 
 def _row_group(table: Path, column: str, group: int) -> pa.ChunkedArray:
     try:
-        with pq.ParquetFile(table) as file:
+        with untrusted.parquet_file(table) as file:
             return pc.struct_field(file.read_row_group(group, columns=[f"{column}.bytes"])[column], "bytes")
-    except (OSError, pa.ArrowException) as error:
-        raise Unreadable(f"its table cannot be read ({str(error).splitlines()[0]})") from error
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"its table cannot be read ({error})") from error
 
 
 def is_huggingface(path: Path) -> bool:
@@ -126,17 +124,20 @@ def _columns(table: Path, asked: Asked) -> dict[str, list[str]]:
 
 def _names(table: Path, image: str, below: str) -> list[str]:
     """A name for each row: the table's path, the row, and the image's own file name where it has one."""
-    with pq.ParquetFile(table) as file:
-        own = [None] * file.metadata.num_rows
-        if file.schema_arrow.field(image).type.get_field_index("path") >= 0:
-            own = pc.struct_field(file.read(columns=[f"{image}.path"])[image], "path").to_pylist()
+    try:
+        with untrusted.parquet_file(table) as file:
+            own = [None] * file.metadata.num_rows
+            if file.schema_arrow.field(image).type.get_field_index("path") >= 0:
+                own = pc.struct_field(file.read(columns=[f"{image}.path"])[image], "path").cast(pa.string()).to_pylist()
+    except (OSError, ValueError) as error:
+        raise FerError(f"{table} is a damaged Parquet file ({error}); write it again") from None
     # the last component only: what else stands there is a path on someone's disk
     ends = [(name or "").replace("\\", "/").rpartition("/")[2] for name in own]
     return [f"{below}/{row}" + (f"/{end}" if end.strip(".") else "") for row, end in enumerate(ends)]
 
 
 def _places(table: Path, image: str) -> Iterator[tuple[Path, str, int, int]]:
-    with pq.ParquetFile(table) as file:
+    with untrusted.parquet_file(table) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     return ((table, image, group, row) for group, size in enumerate(sizes) for row in range(size))
 
@@ -144,7 +145,7 @@ def _places(table: Path, image: str) -> Iterator[tuple[Path, str, int, int]]:
 def _class_names(table: Path, column: str, labels: pd.Series) -> pd.Series:
     """Numbers by the names of the schema's ClassLabel, if it has one; -1 is its word for none."""
     try:
-        features = json.loads((parquet_schema(table).metadata or {})[b"huggingface"])["info"]["features"]
+        features = untrusted.parse_json((parquet_schema(table).metadata or {})[b"huggingface"])["info"]["features"]
         names = list(map(str, features[column]["names"]))
     except (KeyError, TypeError, ValueError):
         return labels

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.data.labels import COMPOUND, RAF_DB
 from efficientface.data.layouts.files import images_below, located, plural
 from efficientface.data.layouts.listing import SPLITS, Asked, Listing
@@ -54,7 +54,7 @@ def _has_compound_numbers(path: Path) -> bool:
 
 def _rows(path: Path) -> pd.DataFrame:
     """The list's names and numbers, as text; FerError for a line with more or less."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = untrusted.read_bytes(path).decode(errors="replace").splitlines()
     fields = [line.split() for line in lines]
     bad = [number for number, parts in enumerate(fields, 1) if len(parts) not in (0, 2)]
     if bad:

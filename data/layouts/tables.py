@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.data.labels import Wanted, class_of, expression, no_expression, plain
 from efficientface.data.layouts.files import entries, images, images_below, listed, located, plural, suffix
 from efficientface.data.layouts.listing import SPLITS, Asked, Listing
@@ -149,12 +148,18 @@ def header_of(table: Path, separator: str | None = None) -> list[str]:
     if suffix(table.name) == "parquet":
         return list(parquet_schema(table).names)
     text = _first_line(table)
-    return next(csv.reader([text], delimiter=separator or _separator(text)))
+    try:
+        return next(csv.reader([text], delimiter=separator or _separator(text)))
+    except csv.Error as error:
+        raise FerError(f"{table} begins with no line of column names ({error}); save it as CSV in UTF-8") from None
 
 
 def _first_line(table: Path) -> str:
-    with open(table, "rb") as file:
-        line = file.readline(1 << 20)
+    try:
+        with untrusted.open_file(table) as file:
+            line = file.readline(1 << 20)
+    except ValueError as error:
+        raise FerError(f"{table} is {error}; give a table") from None
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -178,14 +183,19 @@ def read_columns(table: Path, header: Sequence[str], names: Sequence[str]) -> pd
         kind = schema.field(name).type
         if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             raise FerError(f"{table}: column {name} holds {kind}; text or numbers are needed, and paths for images")
-    content = pq.read_table(table, columns=list(names))
-    return pd.DataFrame({name: content.column(name).cast(pa.string()).to_numpy() for name in names}, dtype=object)
+    try:
+        content = untrusted.read_parquet(table, names)
+        return pd.DataFrame({name: content.column(name).cast(pa.string()).to_numpy() for name in names}, dtype=object)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise FerError(f"{table} is a damaged Parquet file ({reason}); write it again") from None
 
 
 def parquet_schema(table: Path) -> pa.Schema:
     try:
-        return pq.read_schema(table)
-    except pa.ArrowInvalid:
+        with untrusted.parquet_file(table) as file:
+            return file.schema_arrow
+    except ValueError:
         raise FerError(f"{table} is no Parquet file, or a damaged one; write it again") from None
 
 
@@ -200,8 +210,8 @@ def read_csv(table: Path, header: Sequence[str], names: Sequence[str], separator
                 include_columns=list(names), column_types=dict.fromkeys(header, pa.string())
             ),
         )
-    except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0].removeprefix("CSV parse error: ")
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0].removeprefix("CSV parse error: ")
         raise FerError(f"{table} is not a well-formed table: {reason}") from None
     return pd.DataFrame({name: content.column(name).to_numpy() for name in names}, dtype=object)
 
