@@ -81,12 +81,14 @@ def is_about_ranks(error: RuntimeError) -> bool:
 
 def last_words(store: dist.Store, rank: int, world: int, error: Exception) -> FerError:
     """The sentence to end with, after all ranks have told in the store why they end; the lowest that can speaks."""
+    global _patient
     words: dict[int, str] = {}
     keys = [f"ends/{other}" for other in range(world)]
     with suppress(dist.DistError):  # rank 0, which keeps the store of srun's processes, may be gone
         store.set(keys[rank], str(error) if isinstance(error, FerError) else "")
-        if dist.get_backend() == "gloo":
-            dist.destroy_process_group()  # what the others wait for will not come
+        if dist.get_backend() == "gloo":  # end what the others wait for: it will not come
+            dist.destroy_process_group()
+            _patient = None
         until = time.monotonic() + LAST_WORDS
         while not store.check(keys) and time.monotonic() < until:
             time.sleep(0.1)

@@ -445,7 +445,7 @@ def test_hdf5_is_assembled_from_the_shards_and_trains_the_same_student(run, tmp_
 
         setattr(labelling, step, killed)
         try:
-            assert fer(*words).exit_code == 1
+            assert fer(*words).exit_code == 130
         finally:
             setattr(labelling, step, real)
         left[step] = {path.name for path in folder.iterdir()}
@@ -482,7 +482,7 @@ def test_a_format_change_keeps_the_shards_that_are_there(run, monkeypatch):
     words = ["teach", run, *TEACH, "--views", 3, "--cache", "other"]
     with monkeypatch.context() as patched:
         patched.setattr(labelling, "finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert fer(*words).exit_code == 1
+        assert fer(*words).exit_code == 130
     monkeypatch.setattr(labelling, "write_shard", lambda *a: pytest.fail("asked again"))
     assert fer(*words, "--format", "hdf5").exit_code == 0
 
