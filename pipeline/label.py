@@ -22,7 +22,7 @@ from torch import nn
 
 from efficientface import FerError, untrusted
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, join, places, tempered
-from efficientface.cache.parquet import checked_shards, read_shard, write_shard
+from efficientface.cache.parquet import checked_shards, read_shard, read_shards, write_shard
 from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces, read_faces
 from efficientface.data.views import draw_views
@@ -437,8 +437,7 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
         for name in names:
             if (made / name).exists():  # killed in between, some were moved already
                 (made / name).replace(out / name)
-        for _ in checked_shards([out / name for name in names]):
-            pass  # that an id is in two of them was refused when the cache was made
+        read_shards([out / name for name in names])
         told = {name: manifest[name] for name in ("classes", "made_from")}
         told["settings"] = {**settings, "views": before + more}
         told["facts"] = {**manifest["facts"], "views": before + more}
