@@ -30,11 +30,14 @@ MODELS = ("teacher", "student", "identities")  # kinds that are a network with i
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary sibling to write to; it becomes `path` in one rename, or vanishes if the body fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if not _is_alive(left):  # of a process that was killed
+def replacing(path: Path, ending: str = "") -> Iterator[Path]:
+    """Give a temporary sibling to write to; it becomes `path` in one rename, or vanishes if the body fails.
+
+    `ending` is of the sibling's name, for a writer that goes by it.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part{ending}")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part{glob.escape(ending)}"):
+        if not _is_alive(left.with_name(left.name.removesuffix(ending))):  # of a process that was killed
             left.unlink(missing_ok=True)
     try:
         yield part
