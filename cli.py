@@ -602,20 +602,26 @@ def predict(source: str, as_csv: bool, as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("student", type=PATH)
-@click.argument("out", type=PATH, metavar="OUT.onnx")
+@click.argument("out", type=PATH)
 @click.option("--fp16", is_flag=True, help="Store weights in half precision; computing stays in single.")
+@click.option("--int8", is_flag=True, help="Compute in whole numbers of 8 bits, if that pays: measured beside fp32.")
+@click.option("--force", is_flag=True, help="Write the int8 file even if it does not pay.")
 @JSON
-def export(student: Path, out: Path, fp16: bool, as_json: bool) -> None:
-    """Write a finished model as ONNX, checked against torch before it gets its name (needs the extra `export`).
+def export(student: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Write a finished model as ONNX (OUT ends in .onnx) or TorchScript (.pt), checked against torch before it gets its
+    name.
+
+    ONNX needs the extra `export`.
 
     \b
     Example:
         fer export runs/first/students/ldl student.onnx
+        fer export runs/first/students/ldl student.pt
     """
     from efficientface.pipeline import export as stage
     from efficientface.pipeline import show
 
-    _print(stage.run(student, out, fp16), as_json, show.facts)
+    _print(stage.run(student, out, **options), as_json, show.facts)
 
 
 @cli.group("cache")

@@ -114,7 +114,7 @@ class VideoWriter:
         self._path = path
         self._rate = rate
         self._file: cv2.VideoWriter | None = None
-        self._last = np.empty(0)
+        self._last: np.ndarray = np.empty(0)
         self._written = 0
 
     def write(self, image: np.ndarray, seconds: float) -> None:

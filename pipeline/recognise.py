@@ -148,7 +148,7 @@ def answer(classes: Sequence[str], p: np.ndarray) -> dict[str, Any]:
     """The columns of a face whose distribution is p (C,)."""
     known = p[p > 0].astype(np.float64)
     return {
-        "expression": classes[p.argmax()],
+        "expression": classes[int(p.argmax())],
         "entropy": float(-(known * np.log(known)).sum()),
         "distribution": dict(zip(classes, p.tolist(), strict=True)),
     }

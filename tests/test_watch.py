@@ -299,7 +299,7 @@ def until(found, seconds=120):
 
 
 def test_the_cameras_window_shows_bars_and_closes_in_every_way(screen, model, tmp_path):
-    """With a video file as the device; by q, Escape, its close button and Ctrl-C, one after the other in one process."""
+    """With a video file as the device; by q, Escape, its close button and Ctrl-C, one after the other."""
     from Xlib import XK, X, protocol
     from Xlib.ext import xtest
 
