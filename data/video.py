@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,19 @@ def quieten() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Standard error led nowhere: OpenCV prints there that WebM has no tags, whatever its log level."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 class VideoWriter:
     """Writes frames to a video of constant rate, by the codec of its name's ending; use it in a `with`."""
 
@@ -125,9 +139,11 @@ class VideoWriter:
         if self._file is None:
             quieten()
             code = cv2.VideoWriter.fourcc(*CODECS[self._path.suffix.lower()])
-            self._file = cv2.VideoWriter(str(self._path), cv2.CAP_FFMPEG, code, self._rate, image.shape[1::-1])
-            if not self._file.isOpened():
+            with unheard():
+                file = cv2.VideoWriter(str(self._path), cv2.CAP_FFMPEG, code, self._rate, image.shape[1::-1])
+            if not file.isOpened():
                 raise FerError(f"OpenCV cannot write {self._path.suffix} here; give another of {', '.join(CODECS)}")
+            self._file = file
             self._written = round(seconds * self._rate)  # a file may begin later than 0
         elif self._last.shape != image.shape:
             raise FerError("frames of several sizes cannot be written as one video; leave out --annotate")

@@ -99,9 +99,13 @@ class Recognizer:
         """The model in a folder that fer teach, distill or import wrote; keep: of several faces `all` or `largest`.
 
         Faces are aligned with the settings of those that the model learned from if they are still where its manifest
-        says, else with the defaults of fer align. FerError where the folder holds no finished model.
+        says, else with the defaults of fer align. FerError where it is no folder of a finished model.
         """
         folder = Path(path)
+        if folder.is_file():
+            raise FerError(
+                f"{folder} is a file; give the model's folder (exported files are asked by examples/onnx_only.py)"
+            )
         prepare(device)
         model, config = load_model(folder, kind_of_model(folder))
         return cls(model, config, aligner_as(align_settings(folder), PhotoFiles(Path()), keep=keep), device)

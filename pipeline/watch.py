@@ -83,6 +83,8 @@ def run(
         for number, found in enumerate(frames):
             rows += found
             count = number + 1
+        if not count:
+            raise FerError(f"{source} gave no picture; nothing was written")
     took = time.monotonic() - started
     result = {
         "source": source,

@@ -331,6 +331,9 @@ def test_what_cannot_be_done_is_said(photos, run, model, tmp_path):
     assert refused(fer("predict", photos, "--model", run)) == (
         f"{run} holds no finished model; give a folder that fer teach, fer distill or fer import wrote"
     )
+    assert refused(fer("predict", photos, "--model", photos / "wall.png")) == (
+        f"{photos}/wall.png is a file; give the model's folder (exported files are asked by examples/onnx_only.py)"
+    )
     odd = write_model(run, tmp_path / "odd", classes=("neutral", "score", "sadness"), made_from={})
     assert refused(fer("predict", photos, "--model", odd)) == (
         f"{odd} has a class called score, as a column of the table is; rename it and train again"
