@@ -572,7 +572,6 @@ def explain(run: Path, names: str | None, as_csv: bool, as_json: bool, **options
 @click.option("--track", is_flag=True, help="Number the faces of a video or camera that are the same by their overlap.")
 @click.option(
     "--smooth",
-    type=click.FloatRange(0),
     default=0.0,
     metavar="SECONDS",
     help="Average the distributions of each face of a video or camera over about so long; includes --track.",

@@ -72,7 +72,7 @@ class Video:
 
 def is_moving(source: str) -> bool:
     """Whether a source is a video, by its name's ending, or a camera."""
-    return source.startswith(CAMERA) or Path(source).suffix.lower() in VIDEOS
+    return source.startswith(CAMERA) or (Path(source).suffix.lower() in VIDEOS and not Path(source).is_dir())
 
 
 def open_video(path: Path) -> Video:

@@ -43,6 +43,7 @@ VIDEO_COLUMNS = {
     "track": pa.int32(),
     **{name: kind for name, kind in COLUMNS.items() if name != "photo"},
 }
+LONGEST = 3600  # seconds of --smooth
 QUIT = (ord("q"), 27)  # 27: Escape
 Rows = list[dict[str, Any]]
 
@@ -65,6 +66,8 @@ def run(
     that are the same from frame to frame; `smooth` does too, and averages their distributions over so many seconds.
     """
     began = time.monotonic()
+    if not 0 <= smooth <= LONGEST:
+        raise FerError(f"--smooth {smooth:g} is out of range; give seconds from 0 to {LONGEST}")
     if annotate is not None:
         check_video(annotate, source)
     live = source.startswith(CAMERA)

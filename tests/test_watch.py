@@ -254,6 +254,9 @@ def test_what_cannot_be_done_is_said(clip, model, tmp_path, monkeypatch):
     assert refused(fer("predict", clip, *words, "--annotate", tmp_path / "seen")) == (
         f"--annotate {tmp_path}/seen does not end in .mp4, .webm, .avi; give a video's name for {clip}"
     )
+    assert refused(fer("predict", clip, *words, "--smooth", "nan")) == (
+        "--smooth nan is out of range; give seconds from 0 to 3600"
+    )
     assert refused(fer("predict", clip, *words, "--annotate", clip)) == (
         f"--annotate {clip} is the video that is read; give another name"
     )
