@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
@@ -82,10 +82,16 @@ def run(
     with ExitStack() as stack:
         write = stack.enter_context(writing(annotate, video.rate)) if annotate is not None else None
         frames = watched(video, recognizer, tracks, write) if live else read(video, recognizer, tracks, write, workers)
+        stack.callback(frames.close)
         count = 0
-        for number, found in enumerate(frames):
-            rows += found
-            count = number + 1
+        try:
+            for found in frames:
+                rows += found
+                count += 1
+        except KeyboardInterrupt:
+            if not live:
+                raise
+            log.info("stopped")  # a way to end: what was seen until then counts
         if not count:
             raise FerError(f"{source} gave no picture; nothing was written")
     took = time.monotonic() - started
@@ -142,7 +148,7 @@ def read(
     tracks: Tracks | None,
     write: Callable[[np.ndarray, float], None] | None,
     workers: int,
-) -> Iterator[Rows]:
+) -> Generator[Rows, None, None]:
     """The rows of each frame of a file: decoded by one thread, its faces found by many, asked about in batches."""
 
     def page(frame: Frame, rows: Rows) -> np.ndarray:
@@ -166,20 +172,17 @@ def watched(
     recognizer: Recognizer,
     tracks: Tracks | None,
     write: Callable[[np.ndarray, float], None] | None,
-) -> Iterator[Rows]:
-    """The rows of each picture of a camera, shown in a window until that is closed, by q, Escape or Ctrl-C too."""
-    try:
-        with window(f"fer predict {video.name}") as show:
-            for frame in video:
-                rows = noted(video, frame, recognizer.lines([rows_of(recognizer, frame)])[0], tracks)
-                page = np.asarray(annotated(frame.image, rows, recognizer.classes))
-                if write is not None:
-                    write(page, frame.time)
-                yield rows
-                if not show(page):
-                    break
-    except KeyboardInterrupt:
-        log.info("stopped")  # what was seen until then counts
+) -> Generator[Rows, None, None]:
+    """The rows of each picture of a camera, shown in a window until that is closed, or q or Escape are pressed."""
+    with window(f"fer predict {video.name}") as show:
+        for frame in video:
+            rows = noted(video, frame, recognizer.lines([rows_of(recognizer, frame)])[0], tracks)
+            page = np.asarray(annotated(frame.image, rows, recognizer.classes))
+            if write is not None:
+                write(page, frame.time)
+            yield rows
+            if not show(page):
+                break
 
 
 @contextmanager
