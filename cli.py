@@ -706,21 +706,37 @@ def explain(run: Path, names: str | None, as_csv: bool, as_json: bool, **options
 @click.argument("source")
 @click.option("--model", type=PATH, required=True, metavar="FOLDER", help="A finished student or teacher.")
 @click.option("--out", type=PATH, metavar="FILE", help="Write a table: .jsonl, .csv or .parquet.")
-@click.option("--annotate", type=PATH, metavar="DIR", help="Write the photographs with boxes and bars there.")
+@click.option(
+    "--annotate",
+    type=PATH,
+    metavar="DIR|FILE",
+    help="Write the photographs with boxes and bars there; FILE for one (.jpg, .png) or a video (.mp4, .webm, .avi).",
+)
 @click.option("--keep", default="all", help="Of several faces.", type=click.Choice(["all", "largest"]))
 @click.option("--device", default="cpu", help="Where to compute.")
 @setting(AlignConfig, "workers", "Threads that detect; 0 is one a core.")
+@click.option("--track", is_flag=True, help="Number the faces of a video or camera that are the same by their overlap.")
+@click.option(
+    "--smooth",
+    default=0.0,
+    metavar="SECONDS",
+    help="Average the distributions of each face of a video or camera over about so long; includes --track.",
+)
 @output_options
 def predict(source: str, as_csv: bool, as_json: bool, **options: Any) -> None:
-    """Say what a model sees in every face of SOURCE: a photograph, a folder, a list (.txt), or - for paths on stdin.
+    """Say what a model sees in every face of SOURCE: a photograph, a folder, a list (.txt), - for paths on standard
+    input, a video, or camera:0.
 
-    Faces are detected and aligned as those that the model learned from. Interrupted, the same command with --out goes
-    on; the table is written whole at the end.
+    A camera's pictures are shown with their bars in a window; q, Escape, closing it or Ctrl-C ends the command. Faces
+    are detected and aligned as those that the model learned from. Interrupted, the same command with --out goes on
+    with the photographs that are missing; the table is written whole at the end.
 
     \b
     Example:
         fer predict me.jpg --model runs/first/students/ldl
         fer predict photos --model runs/first/students/ldl --out faces.csv --annotate seen
+        fer predict clip.mp4 --model runs/first/students/ldl --smooth 0.5 --annotate seen.webm
+        fer predict camera:0 --model runs/first/students/ldl
     """
     from efficientface.pipeline import recognise as stage
 
@@ -731,20 +747,26 @@ def predict(source: str, as_csv: bool, as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("student", type=PATH)
-@click.argument("out", type=PATH, metavar="OUT.onnx")
+@click.argument("out", type=PATH)
 @click.option("--fp16", is_flag=True, help="Store weights in half precision; computing stays in single.")
+@click.option("--int8", is_flag=True, help="Compute in whole numbers of 8 bits, if that pays: measured beside fp32.")
+@click.option("--force", is_flag=True, help="Write the int8 file even if it does not pay.")
 @JSON
-def export(student: Path, out: Path, fp16: bool, as_json: bool) -> None:
-    """Write a finished model as ONNX, checked against torch before it gets its name (needs the extra `export`).
+def export(student: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Write a finished model as ONNX (OUT ends in .onnx) or TorchScript (.pt), checked against torch before it gets its
+    name.
+
+    ONNX needs the extra `export`.
 
     \b
     Example:
         fer export runs/first/students/ldl student.onnx
+        fer export runs/first/students/ldl student.pt
     """
     from efficientface.pipeline import export as stage
     from efficientface.pipeline import show
 
-    _print(stage.run(student, out, fp16), as_json, show.facts)
+    _print(stage.run(student, out, **options), as_json, show.facts)
 
 
 @cli.group("cache")

@@ -1,7 +1,4 @@
-"""Asks an exported student about aligned faces with onnxruntime alone: no torch, no efficientface.
-
-python onnx_only.py student.onnx FACE...
-"""
+"""Asks an exported student about aligned faces with onnxruntime alone: python onnx_only.py student.onnx FACE..."""
 
 import json
 import sys
@@ -13,6 +10,8 @@ from PIL import Image
 model, *files = sys.argv[1:]
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 about = session.get_modelmeta().custom_metadata_map
+if (about.get("format"), about.get("version")) != ("efficientface onnx", "1"):
+    sys.exit(f"{model} is {about.get('format', 'not ours')} {about.get('version', '')}, not efficientface onnx 1")
 classes, size, mean, std = (json.loads(about[name]) for name in ("classes", "size", "mean", "std"))
 pictures = [Image.open(file).convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for file in files]
 faces = (np.stack([np.asarray(picture) for picture in pictures]) / 255 - mean) / std  # (N, size, size, 3) RGB

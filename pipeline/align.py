@@ -15,7 +15,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import cv2
@@ -59,6 +59,7 @@ from efficientface.pipeline.progress import progress, working
 from efficientface.pipeline.show import harmless
 
 log = logging.getLogger(__name__)
+Picture = TypeVar("Picture")  # a photograph still to be read, or a frame of a video
 
 PLAN = "plan.json"
 DUPLICATES = "duplicates.csv"  # in the run folder: photographs that are in two splits
@@ -310,7 +311,7 @@ def write_shards(
         aligner = aligner_of(stores, config)
         with threads(workers) as pool:
             for name, photos in portions.items():
-                done = in_order(pool, aligner, photos, window=8 * workers)
+                done = in_order(pool, aligner.rows, photos, window=8 * workers)
                 write_shard(folder / name, done, inputs.classes, plan["digest"], advance)
 
 
@@ -395,12 +396,15 @@ def threads(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def in_order(
-    pool: ThreadPoolExecutor, aligner: "Aligner", photos: Iterable[Photo], window: int
-) -> Iterator[tuple[Photo, list[dict[str, Any]]]]:
-    """The photographs' rows in the photographs' order, at most `window` of them under way."""
-    waiting: deque[tuple[Photo, Future[list[dict[str, Any]]]]] = deque()
-    for photo in photos:
-        waiting.append((photo, pool.submit(aligner.rows, photo)))
+    pool: ThreadPoolExecutor,
+    rows_of: Callable[[Picture], list[dict[str, Any]]],
+    pictures: Iterable[Picture],
+    window: int,
+) -> Iterator[tuple[Picture, list[dict[str, Any]]]]:
+    """The pictures' rows in the pictures' order, at most `window` of them under way."""
+    waiting: deque[tuple[Picture, Future[list[dict[str, Any]]]]] = deque()
+    for picture in pictures:
+        waiting.append((picture, pool.submit(rows_of, picture)))
         if len(waiting) >= window:
             first, rows = waiting.popleft()
             yield first, rows.result()

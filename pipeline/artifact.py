@@ -50,15 +50,16 @@ LARGEST_SIZE = 2048  # pixels a side that a network sees; the memory that it tak
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, ending: str = "") -> Iterator[Path]:
     """Give a temporary sibling to write to, as a file or as a folder.
 
     It becomes `path` in one rename, or vanishes if the body fails. Its name is nobody else's: on a cluster several
-    machines, or threads of a process, may make the same file at once.
+    machines, or threads of a process, may make the same file at once. `ending` is of the sibling's name, for a writer
+    that goes by it.
     """
-    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.{HOST}.{os.getpid()}.part")
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if not _is_alive(left):  # of a process that was killed
+    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.{HOST}.{os.getpid()}.part{ending}")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part{glob.escape(ending)}"):
+        if not _is_alive(left.with_name(left.name.removesuffix(ending))):  # of a process that was killed
             _remove(left)
     try:
         yield part

@@ -1,9 +1,12 @@
-"""A finished model as ONNX: softmax included, any number of faces at once, checked against torch before it is kept."""
+"""A finished model as ONNX or TorchScript: softmax included, any number of faces at once, checked before it is kept.
+
+TorchScript, not torch.export's .pt2: to load a .pt2 torch may unpickle what the file holds, and so run anybody's code.
+"""
 
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from torch import nn
 from efficientface import FerError
 from efficientface.data.batches import normalise, whole
 from efficientface.data.faces import read_faces
+from efficientface.pipeline import quantise
 from efficientface.pipeline.artifact import data_files, digest_of, read_manifest, replacing
 from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.evaluate import kind_of_model
@@ -24,41 +28,89 @@ VERSION = 1
 OPSET = 18
 CHECKED = 64  # faces that both are asked about
 LIMIT, HALF_LIMIT = 1e-4, 1e-2  # largest difference of a probability; with weights in half precision
+WAYS = {".onnx": "ONNX", ".pt": "TorchScript"}
+EXTRA = "efficientface.json"  # the metadata of TorchScript
+Answers = Callable[[torch.Tensor], np.ndarray]  # faces (N, 3, size, size) to probabilities (N, C)
 
 
-def run(model: Path, out: Path, fp16: bool = False) -> dict[str, Any]:
-    """Write the model in the folder `model` to the file `out`, its weights in half precision with `fp16`.
+def run(model: Path, out: Path, fp16: bool = False, int8: bool = False, force: bool = False) -> dict[str, Any]:
+    """Write the model in the folder `model` to the file `out`: ONNX (.onnx) or TorchScript (.pt) by its name.
 
     Input `faces`: (N, 3, size, size) float32 RGB, (value / 255 - mean) / std. Output `probabilities`: (N, C).
     The metadata has `size`, `mean`, `std` and `classes` as JSON. FerError, and no file, where torch answers otherwise.
+    `fp16` stores weights in half precision; `int8` computes in whole numbers, and writes a file only where that pays
+    or with `force`.
     """
-    if out.suffix.lower() != ".onnx":
-        raise FerError(f"{out} does not end in .onnx; give a file's name such as student.onnx")
+    if out.suffix.lower() not in WAYS:
+        raise FerError(f"{out} does not end in .onnx or .pt; give a file's name such as student.onnx")
+    is_onnx = out.suffix.lower() == ".onnx"
+    if fp16 and int8:
+        raise FerError("--fp16 and --int8 each say how numbers are stored; give one of them")
+    if (fp16 or int8) and not is_onnx:
+        raise FerError("--fp16 and --int8 are about ONNX; give a name that ends in .onnx, or leave them out")
+    if force and not int8:
+        raise FerError("--force is about --int8; leave it out")
     if out.exists():
         raise FerError(f"{out} exists; remove it, or give another name")
     if not out.parent.is_dir():
         raise FerError(f"{out.parent} does not exist; make that folder first, or write the model elsewhere")
     network, config = load_model(model, kind_of_model(model))
     network = nn.Sequential(network, nn.Softmax(1)).eval()
+    judges = quantise.run_faces(model, config) if int8 else None
     images, kind = pictures(model, config)
-    written = converted(network, config, images[:1].expand(2, -1, -1, -1), model, fp16)
+    example = images[:1].expand(2, -1, -1, -1)  # two faces, since torch takes a single one for the only number there is
     with replacing(out) as part:
-        part.write_bytes(written)
-        difference, agree = compared(part, network, images)
+        if is_onnx:
+            part.write_bytes(converted(network, config, example, model, fp16))
+            ask = onnx_answers
+        else:
+            script(network, config, example, model, part)
+            ask = script_answers
+        difference, agree = compared(ask(part), network, images)
         limit = HALF_LIMIT if fp16 else LIMIT
         if not difference <= limit:
             raise FerError(
-                f"{model} answers otherwise as ONNX: a probability differs by {difference:.1e}, more than {limit:g}; "
-                "nothing was written"
+                f"{model} answers otherwise as {WAYS[out.suffix.lower()]}: a probability differs by {difference:.1e}, "
+                f"more than {limit:g}; nothing was written"
             )
+        beside: dict[str, Any] = {}
+        if judges is not None:
+            beside = in_int8(part, *judges, force)
+            difference, agree = compared(ask(part), network, images)
+        size = part.stat().st_size
     return {
         "file": str(out),
-        "bytes": len(written),
-        "opset": OPSET,
-        "weights": "fp16" if fp16 else "fp32",
+        "bytes": size,
+        **({"opset": OPSET} if is_onnx else {}),
+        "weights": "fp16" if fp16 else "int8" if int8 else "fp32",
         "compared on": f"{len(images)} {kind}",
         "largest difference": difference,
         "same expression": f"{agree} of {len(images)}",
+        **beside,
+    }
+
+
+def in_int8(
+    file: Path, train: np.ndarray, judged: np.ndarray, labels: np.ndarray, split: str, force: bool
+) -> dict[str, Any]:
+    """Put int8 in the place of a checked ONNX file; FerError where that does not pay, unless `force`.
+
+    The faces are those of quantise.run_faces. Returns accuracy, speed and size of both.
+    """
+    written = file.read_bytes()
+    small = quantise.quantised(written, train)
+    found = quantise.compared({"fp32": written, "int8": small}, judged, labels)
+    against = quantise.objection(found["fp32"], found["int8"])
+    if against and not force:
+        raise FerError(
+            f"int8 does not pay: on {len(judged)} {split} faces {against}; nothing was written, --force would write it"
+        )
+    file.write_bytes(small)
+    return {
+        "calibrated on": f"{len(train)} train faces",
+        "judged on": f"{len(judged)} {split} faces",
+        **found,
+        **({"does not pay": against} if against else {}),
     }
 
 
@@ -79,8 +131,35 @@ def pictures(model: Path, config: dict[str, Any]) -> tuple[torch.Tensor, str]:
     return normalise(whole(shown, size), config["mean"], config["std"]), kind
 
 
+def about(model: Path, config: dict[str, Any], kind: str) -> dict[str, str]:
+    """What a file says of itself."""
+    return {
+        "format": f"efficientface {kind}",
+        "version": str(VERSION),
+        "model": digest_of(model),
+        **{name: json.dumps(config[name], ensure_ascii=False) for name in ("arch", "classes", "size", "mean", "std")},
+        "input": "faces aligned by fer align, (N, 3, size, size) float32 RGB, (value / 255 - mean) / std",
+        "output": "probabilities (N, classes)",
+    }
+
+
+def script(network: nn.Module, config: dict[str, Any], example: torch.Tensor, model: Path, file: Path) -> None:
+    """Write TorchScript, with the metadata as JSON in its extra file `efficientface.json`."""
+    told = json.dumps(about(model, config, "torchscript"), ensure_ascii=False)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of torch, that it is not developed any more
+        try:
+            traced = torch.jit.trace(network, example)
+            torch.jit.save(traced, str(file), _extra_files={EXTRA: told})
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise FerError(
+                f"torch cannot write {config['arch']} as TorchScript ({reason}); export it as ONNX"
+            ) from error
+
+
 def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor, model: Path, fp16: bool) -> bytes:
-    """The ONNX file's bytes; `example` has two faces, since torch takes a single one for the only number there is."""
+    """The ONNX file's bytes."""
     try:
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
@@ -108,16 +187,8 @@ def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor,
     proto = program.model_proto
     if fp16:
         halve(proto.graph)
-    about = {
-        "format": "efficientface onnx",
-        "version": VERSION,
-        "model": digest_of(model),
-        **{name: json.dumps(config[name], ensure_ascii=False) for name in ("arch", "classes", "size", "mean", "std")},
-        "input": "faces aligned by fer align, (N, 3, size, size) float32 RGB, (value / 255 - mean) / std",
-        "output": "probabilities (N, classes)",
-    }
-    for key, value in about.items():
-        proto.metadata_props.add(key=key, value=str(value))
+    for key, value in about(model, config, "onnx").items():
+        proto.metadata_props.add(key=key, value=value)
     return proto.SerializeToString()
 
 
@@ -136,14 +207,27 @@ def halve(graph: Any) -> None:
     graph.node.extend(nodes)
 
 
-@torch.inference_mode()
-def compared(file: Path, network: nn.Module, images: torch.Tensor) -> tuple[float, int]:
-    """The largest difference of a probability between onnxruntime and torch, and how many expressions are the same.
+def onnx_answers(file: Path) -> Answers:
+    """What onnxruntime says, from a file."""
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda faces: session.run(None, {"faces": faces.numpy()})[0]
+
+
+def script_answers(file: Path) -> Answers:
+    """What TorchScript says, from a file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = torch.jit.load(str(file))
+    return lambda faces: loaded(faces).numpy()
+
+
+@torch.no_grad()
+def compared(ask: Answers, network: nn.Module, images: torch.Tensor) -> tuple[float, int]:
+    """The largest difference of a probability between a file and torch, and how many expressions are the same.
 
     The first face goes alone: another number of faces than the export saw.
     """
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     parts: Sequence[torch.Tensor] = images.split([1, len(images) - 1]) if len(images) > 1 else [images]
-    found = np.concatenate([session.run(None, {"faces": part.numpy()})[0] for part in parts])
+    found = np.concatenate([ask(part) for part in parts])
     expected = network(images).numpy()
     return float(abs(found - expected).max()), int((found.argmax(1) == expected.argmax(1)).sum())

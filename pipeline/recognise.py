@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,7 @@ from efficientface.data.layouts.files import plural
 from efficientface.data.layouts.folders import read_folders
 from efficientface.data.layouts.listing import Asked
 from efficientface.data.photos import PhotoFiles, read_photo
+from efficientface.data.video import CAMERA, is_moving
 from efficientface.pipeline.align import Aligner, aligner_as, face_id, in_order, shown, threads
 from efficientface.pipeline.annotate import annotated
 from efficientface.pipeline.artifact import digest_of, is_finished, make_folder, read_manifest, replacing
@@ -57,6 +58,7 @@ COLUMNS = {
     "entropy": pa.float32(),
 }
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+PICTURES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}  # of --annotate, by the name's ending
 
 
 # --- the Python API -------------------------------------------------------------------------------------------
@@ -97,9 +99,13 @@ class Recognizer:
         """The model in a folder that fer teach, distill or import wrote; keep: of several faces `all` or `largest`.
 
         Faces are aligned with the settings of those that the model learned from if they are still where its manifest
-        says, else with the defaults of fer align. FerError where the folder holds no finished model.
+        says, else with the defaults of fer align. FerError where it is no folder of a finished model.
         """
         folder = Path(path)
+        if folder.is_file():
+            raise FerError(
+                f"{folder} is a file; give the model's folder (exported files are asked by examples/onnx_only.py)"
+            )
         prepare(device)
         model, config = load_model(folder, kind_of_model(folder))
         return cls(model, config, aligner_as(align_settings(folder), PhotoFiles(Path()), keep=keep), device)
@@ -139,15 +145,17 @@ class Recognizer:
         is_face = p is not None or "box" in row
         line: dict[str, Any] = {name: row.get(name) for name in COLUMNS}
         line |= {"photo": row["source"], "face": int(row["face_id"].partition("#")[2] or 0) if is_face else None}
-        if p is None:
-            return {**line, "distribution": None}
-        known = p[p > 0].astype(np.float64)
-        return {
-            **line,
-            "expression": self.classes[p.argmax()],
-            "entropy": float(-(known * np.log(known)).sum()),
-            "distribution": dict(zip(self.classes, p.tolist(), strict=True)),
-        }
+        return line | ({"distribution": None} if p is None else answer(self.classes, p))
+
+
+def answer(classes: Sequence[str], p: np.ndarray) -> dict[str, Any]:
+    """The columns of a face whose distribution is p (C,)."""
+    known = p[p > 0].astype(np.float64)
+    return {
+        "expression": classes[int(p.argmax())],
+        "entropy": float(-(known * np.log(known)).sum()),
+        "distribution": dict(zip(classes, p.tolist(), strict=True)),
+    }
 
 
 def align_settings(folder: Path) -> dict[str, Any]:
@@ -178,25 +186,37 @@ def run(
     keep: str = "all",
     device: str = "cpu",
     workers: int = 0,
+    track: bool = False,
+    smooth: float = 0.0,
 ) -> dict[str, Any]:
-    """What `model` says of every face in `source`: a photograph, a folder, a list of paths (.txt), or `-`.
+    """What `model` says of every face in `source`: a photograph, a folder, a list of paths (.txt), `-`, or a video.
 
     A row a face, and one for every photograph that gave none, are written to `out` (JSON lines, CSV or Parquet by its
     name) whole at the end, or returned as `rows` without it. Interrupted, a call with `out` goes on with the
-    photographs that are missing. `annotate` is a folder for the photographs with boxes and bars.
+    photographs that are missing. `annotate` is a folder for the photographs with boxes and bars, or the name of the one
+    picture. Of videos and cameras see pipeline/watch.py; `track` and `smooth` are about them.
     """
     began = time.monotonic()
     workers = AlignConfig(workers=workers).workers or os.cpu_count() or 1
     if out is not None:
         check_table(out)
+    if is_moving(source):
+        from efficientface.pipeline import watch  # here, because it uses this module
+
+        return watch.run(source, model, out, annotate, keep, device, workers, track, smooth)
+    if track or smooth:
+        raise FerError(f"--track and --smooth are about videos and cameras, and {source} is none; leave them out")
     root, files = photographs(source)
+    one_picture = annotate is not None and annotate.suffix.lower() in PICTURES
+    if annotate is not None and one_picture:
+        check_parent(annotate)
+        if files != [source]:
+            raise FerError(f"--annotate {annotate} is one picture; give a folder for those of {source}")
     if annotate is not None and Path(source).is_dir() and annotate.resolve().is_relative_to(root.resolve()):
         raise FerError(f"--annotate {annotate} lies in {source}, whose photographs are read; give another folder")
     recognizer = Recognizer.load(model, device, keep)
-    taken = sorted(set(recognizer.classes) & set(COLUMNS))
-    if taken:
-        raise FerError(f"{model} has a class called {taken[0]}, as a column of the table is; rename it and train again")
-    if annotate is not None:
+    check_classes(model, recognizer.classes, COLUMNS)
+    if annotate is not None and not one_picture:
         make_folder(annotate)
     store = PhotoFiles(root)
     aligner = replace(recognizer.aligner, stores={"": store})
@@ -208,27 +228,23 @@ def run(
         log.info("going on: %s of %s are done", f"{len(done):,}", plural(len(files), "photograph"))
     missing = [number for number in range(len(files)) if number not in done]
     with threads(workers) as pool, progress("predicting", len(missing), unit="images") as advance:
-        aligned = in_order(pool, aligner, (Photo("", files[k], None, {}) for k in missing), window=8 * workers)
+        aligned = in_order(pool, aligner.rows, (Photo("", files[k], None, {}) for k in missing), window=8 * workers)
         numbered = zip(missing, aligned, strict=True)
         while portion := list(islice(numbered, BATCH)):
             numbers = [number for number, _ in portion]
             lines = recognizer.lines([rows for _, (_, rows) in portion])
             if annotate is not None:
-                targets = [annotate / f"{k + 1:06d}-{safe(files[k])}.jpg" for k in numbers]
+                targets = [annotate if one_picture else annotate / f"{k + 1:06d}-{safe(files[k])}.jpg" for k in numbers]
                 list(pool.map(draw, [root / files[k] for k in numbers], lines, targets))
             journal.add(numbers, lines)
             done |= zip(numbers, lines, strict=True)
             advance(len(portion))
     rows = [row for number in range(len(files)) for row in done[number]]
-    statuses = Counter(row["status"] for row in rows)
-    expressions = Counter(row["expression"] for row in rows)
     result = {
         "source": source,
         "model": str(model),
         "photographs": len(files),
-        "faces": sum(row["distribution"] is not None for row in rows),
-        "statuses": {status: statuses[status] for status in STATUSES if status in statuses},
-        "expressions": {name: expressions[name] for name in recognizer.classes},
+        **counted(rows, recognizer.classes),
         "seconds": round(time.monotonic() - began, 1),
     }
     if annotate is not None:
@@ -238,6 +254,17 @@ def run(
     write_table(out, rows, recognizer.classes, digest_of(model))
     journal.remove()
     return {**result, "out": str(out)}
+
+
+def counted(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
+    """How many faces, and of which status and expression, are in the rows."""
+    statuses = Counter(row["status"] for row in rows)
+    expressions = Counter(row["expression"] for row in rows)
+    return {
+        "faces": sum(row["distribution"] is not None for row in rows),
+        "statuses": {status: statuses[status] for status in STATUSES if status in statuses},
+        "expressions": {name: expressions[name] for name in classes},
+    }
 
 
 def photographs(source: str) -> tuple[Path, list[str]]:
@@ -251,7 +278,10 @@ def photographs(source: str) -> tuple[Path, list[str]]:
             log.info("%s", note)
         return path, found.files
     if not path.exists():
-        raise FerError(f"{source} does not exist; give a photograph, a folder of them, a list (.txt), or - for paths")
+        raise FerError(
+            f"{source} does not exist; give a photograph, a folder of them, a list (.txt), - for paths, a video, or "
+            f"{CAMERA}0"
+        )
     if path.suffix.lower() == ".txt":
         return path.parent, listed(list_in(path), source)
     return Path(), [source]
@@ -267,6 +297,10 @@ def list_in(path: Path) -> bytes:
 
 def listed(data: bytes, where: str) -> list[str]:
     """The paths in a list, one a line."""
+    if b"\0" in data:
+        raise FerError(
+            f"{where} is no list: it holds bytes that no path has; write the path of a photograph on each line"
+        )
     lines = [line.rstrip(b"\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     files = [os.fsdecode(line) for line in lines if line.strip()]
     if not files:
@@ -329,17 +363,34 @@ def check_table(out: Path) -> None:
     """FerError where `out` cannot become a table; asked before the work begins."""
     if out.suffix.lower() not in SUFFIXES:
         raise FerError(f"--out {printable(out)} does not end in .jsonl, .csv or .parquet; give a table's name")
+    check_parent(out, "the table")
+
+
+def check_parent(out: Path, what: str = "the picture") -> None:
     if not out.parent.is_dir():
-        raise FerError(f"{printable(out.parent)} does not exist; make that folder first, or write the table elsewhere")
+        raise FerError(f"{printable(out.parent)} does not exist; make that folder first, or write {what} elsewhere")
 
 
-def write_table(out: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str], model: str) -> None:
+def check_classes(model: Path, classes: Sequence[str], columns: Iterable[str]) -> None:
+    """FerError where a class has the name of another column."""
+    taken = sorted(set(classes) & set(columns))
+    if taken:
+        raise FerError(f"{model} has a class called {taken[0]}, as a column of the table is; rename it and train again")
+
+
+def write_table(
+    out: Path,
+    rows: Sequence[dict[str, Any]],
+    classes: Sequence[str],
+    model: str,
+    columns: Mapping[str, pa.DataType] = COLUMNS,
+) -> None:
     """JSON lines with `distribution` by class name, or CSV or Parquet with a column a class; whole or not at all."""
     kind = out.suffix.lower()
     with replacing(out) as part:
         if kind == ".parquet":
             about = {"format": "efficientface predictions", "version": VERSION, "classes": classes, "model": model}
-            fields = {**COLUMNS, **dict.fromkeys(classes, pa.float32())}
+            fields = {**columns, **dict.fromkeys(classes, pa.float32())}
             schema = pa.schema(fields, metadata={"efficientface": json.dumps(about)})
             table = [row | (row["distribution"] or {}) for row in rows]
             pq.write_table(pa.Table.from_pylist(table, schema), part)
@@ -348,7 +399,7 @@ def write_table(out: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str
             if kind == ".jsonl":
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 return
-            writer = csv.DictWriter(file, [*COLUMNS, *map(harmless, classes)], lineterminator="\n")
+            writer = csv.DictWriter(file, [*columns, *map(harmless, classes)], lineterminator="\n")
             writer.writeheader()
             writer.writerows(map(flat, csv_rows(rows)))
 
@@ -356,7 +407,7 @@ def write_table(out: Path, rows: Sequence[dict[str, Any]], classes: Sequence[str
 def csv_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Rows with a column a class, and no text that a spreadsheet would take for a formula."""
     for row in rows:
-        cells = {name: row[name] for name in COLUMNS} | (row["distribution"] or {})
+        cells = {name: cell for name, cell in row.items() if name != "distribution"} | (row["distribution"] or {})
         yield {harmless(name): harmless(cell) for name, cell in cells.items()}
 
 
@@ -366,23 +417,28 @@ def safe(file: str) -> str:
 
 
 def draw(path: Path, lines: Sequence[dict[str, Any]], target: Path) -> None:
-    """The photograph with its faces' boxes and bars as a JPEG; nothing of one that cannot be read."""
+    """The photograph with its faces' boxes and bars; nothing of one that cannot be read."""
     if lines[0]["status"] != "unreadable":
         with replacing(target) as part:
-            annotated(read_photo(path), lines).save(part, "JPEG", quality=90)
+            annotated(read_photo(path), lines).save(part, PICTURES[target.suffix.lower()], quality=90)
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
     """The faces, or how many there are if they were written to a file."""
     counts = ", ".join(f"{count:,} {status}" for status, count in result["statuses"].items())
-    title = Text(f"{plural(result['photographs'], 'photograph')}, {plural(result['faces'], 'face')} ({counts})")
+    is_video = "frames" in result
+    looked_at = plural(result["frames"], "frame") if is_video else plural(result["photographs"], "photograph")
+    title = Text(f"{looked_at}, {plural(result['faces'], 'face')} ({counts})")
+    if is_video:
+        title.append(f", {result['frames_per_second']:g} frames a second")
     written = [Text(f"written to {printable(result[name])}") for name in ("out", "annotated") if name in result]
     if "rows" not in result:
         table = Table("expression", "faces")
         for name, count in result["expressions"].items():
             table.add_row(Text(printable(name)), f"{count:,}")
         return [title, table, *written]
-    table = Table("photograph", "face", "box", "expression", "then", "entropy")
+    places = ("frame", "seconds", "track") if is_video else ("photograph",)
+    table = Table(*places, "face", "box", "expression", "then", "entropy")
     for row in result["rows"]:
         if row["distribution"] is None:
             cells = ["", "", f"{row['status']}: {row['reason']}", "", ""]
@@ -391,5 +447,10 @@ def tables(result: dict[str, Any]) -> list[Any]:
             first, *others = (f"{name} {share:.1%}" for name, share in shares)
             box = " ".join(f"{edge:.0f}" for edge in row["box"] or ())
             cells = [str(row["face"]), box, first, ", ".join(others[:2]), f"{row['entropy']:.2f}"]
-        table.add_row(Text(shortened(row["photo"], 40)), *(Text(printable(cell)) for cell in cells))
+        if is_video:
+            track = "" if row["track"] is None else str(row["track"])
+            cells = [f"{row['frame']:,}", f"{row['time']:.2f}", track, *cells]
+        else:
+            cells = [shortened(row["photo"], 40), *cells]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     return [title, table, *written]

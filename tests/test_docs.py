@@ -16,7 +16,7 @@ from small_caches import CLASSES, make, write_cache
 from efficientface.cache import hdf5, parquet
 from efficientface.cli import cli
 from efficientface.data import faces
-from efficientface.pipeline import artifact, export, recognise
+from efficientface.pipeline import artifact, export, recognise, watch
 from efficientface.pipeline.caches import convert
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def test_help_does_not_import_torch():
 def test_every_column_is_described():
     for field in faces.schema(["neutral", "fear"]):
         assert re.search(rf"^\| .*`{field.name}`", FILES, re.M), field.name
-    for name in (*parquet.KEYS, *parquet.VIEWS, *recognise.COLUMNS):
+    for name in (*parquet.KEYS, *parquet.VIEWS, *recognise.COLUMNS, *watch.VIDEO_COLUMNS):
         assert re.search(rf"^\| .*`{name}`", FILES, re.M), name
     for status in faces.STATUSES:
         assert f"`{status}`" in FILES

@@ -16,7 +16,7 @@ from test_evaluate import write_model
 from test_teach_distill import fer, refused
 
 from efficientface import FerError
-from efficientface.pipeline import export
+from efficientface.pipeline import export, quantise
 from efficientface.pipeline.artifact import digest_of
 from efficientface.pipeline.checkpoint import load_model
 
@@ -92,6 +92,109 @@ def test_the_example_needs_no_torch(exported, tmp_path):
     assert [said[name] for name in CLASSES] == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_example_refuses_the_file_of_another_version(exported, tmp_path):
+    _, file, _ = exported
+    other = onnx.load(file)
+    next(entry for entry in other.metadata_props if entry.key == "version").value = "2"
+    onnx.save(other, tmp_path / "other.onnx")
+    done = subprocess.run([sys.executable, EXAMPLE, tmp_path / "other.onnx"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"{tmp_path}/other.onnx is efficientface onnx 2, not efficientface onnx 1\n"
+
+
+def test_torchscript_answers_as_torch_and_says_what_it_is(exported, tmp_path):
+    model, _, _ = exported
+    result = fer("export", model, tmp_path / "a.pt", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["same expression"], told["weights"]) == ("31 of 31", "fp32")
+    assert told["largest difference"] < 1e-6
+    extra = {export.EXTRA: ""}
+    loaded = torch.jit.load(str(tmp_path / "a.pt"), _extra_files=extra)
+    about = json.loads(extra[export.EXTRA])
+    assert (about["format"], about["version"], json.loads(about["classes"])) == (
+        "efficientface torchscript",
+        "1",
+        list(CLASSES),
+    )
+    network, _ = load_model(model)
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        np.testing.assert_allclose(loaded(images), network(images).softmax(1), atol=1e-6)
+
+
+# --- int8 -----------------------------------------------------------------------------------------------------
+
+
+def judgement(fp32=0.8, int8=0.8, alike=0.99, faster=1.5):
+    """As quantise.compared measures it."""
+    return {
+        "fp32": {"accuracy": fp32, "same_expression": 1.0, "faces_per_second": 100.0, "bytes": 4},
+        "int8": {"accuracy": int8, "same_expression": alike, "faces_per_second": 100.0 * faster, "bytes": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (judgement(int8=0.795), None),
+        (judgement(int8=0.785), "its accuracy is 78.5%, fp32's 80.0%, and it may lose 1%"),
+        (judgement(alike=0.9), "it gives fp32's expression to 90.0%, and 95% are wanted"),
+        (judgement(faster=0.9), "it is not faster: 90 faces a second here, fp32 100"),
+    ],
+)
+def test_int8_pays_where_it_is_as_good_and_faster(found, reason):
+    assert quantise.objection(**found) == reason
+
+
+def test_int8_is_judged_by_labelled_faces_of_the_run(exported):
+    model, file, _ = exported
+    _, config = load_model(model)
+    train, judged, labels, split = quantise.run_faces(model, {**config, "classes": ["sadness", "neutral", "happiness"]})
+    assert (train.shape, judged.shape, split) == ((36, 3, 32, 32), (12, 3, 32, 32), "test")
+    assert (
+        labels.tolist() == [1, 2, 0] * 4
+    )  # neutral, happiness, sadness in turn, by their places in the model's classes
+    found = quantise.compared({"fp32": file.read_bytes()}, judged, labels)["fp32"]
+    network, _ = load_model(model)
+    with torch.no_grad():
+        expected = (network(torch.from_numpy(judged)).argmax(1).numpy() == labels).mean()
+    assert found["accuracy"] == pytest.approx(expected)
+    assert found["faces_per_second"] > 0
+
+
+def test_int8_is_written_where_it_pays_and_not_otherwise_unless_forced(exported, tmp_path, monkeypatch):
+    model, file, _ = exported
+    out = tmp_path / "small.onnx"
+    monkeypatch.setattr(export, "converted", lambda *_: file.read_bytes())  # a test's seconds
+    monkeypatch.setattr(quantise, "compared", lambda *_: judgement(int8=0.5))
+    assert refused(fer("export", model, out, "--int8")) == (
+        "int8 does not pay: on 12 test faces its accuracy is 50.0%, fp32's 80.0%, and it may lose 1%; nothing was "
+        "written, --force would write it"
+    )
+    assert not list(tmp_path.iterdir())
+    result = fer("export", model, out, "--int8", "--force", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["weights"], told["calibrated on"], told["judged on"]) == ("int8", "36 train faces", "12 test faces")
+    assert told["does not pay"].startswith("its accuracy is 50.0%")
+    assert (told["fp32"], told["int8"]) == tuple(judgement(int8=0.5).values())
+    assert told["bytes"] == out.stat().st_size < file.stat().st_size / 2
+    small = onnx.load(out)
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in small.graph.node}
+    before, after = (onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map for path in (file, out))
+    assert before.items() <= after.items()
+    answers = onnxruntime.InferenceSession(out).run(None, {"faces": np.zeros((5, 3, 32, 32), np.float32)})[0]
+    np.testing.assert_allclose(answers.sum(1), 1, atol=1e-5)
+
+
+def test_int8_needs_the_faces_of_the_run(tmp_path):
+    model = write_model(None, tmp_path / "alone", made_from={})
+    assert refused(fer("export", model, tmp_path / "a.onnx", "--int8")) == (
+        f"--int8 needs faces to calibrate by, and those that {model} learned from are not there"
+    )
+
+
 def test_half_precision_halves_the_weights(exported):
     model, file, _ = exported
     graph = onnx.load(file).graph
@@ -132,16 +235,29 @@ def test_what_answers_otherwise_is_not_kept(exported, tmp_path, monkeypatch):
 def test_the_comparison_sees_another_model(exported, tmp_path):
     _, file, _ = exported
     network, _ = load_model(write_model(None, tmp_path / "of another name", made_from={}))
-    difference, _ = export.compared(file, torch.nn.Sequential(network, torch.nn.Softmax(1)), torch.randn(3, 3, 32, 32))
+    asked = export.onnx_answers(file)
+    difference, _ = export.compared(asked, torch.nn.Sequential(network, torch.nn.Softmax(1)), torch.randn(3, 3, 32, 32))
     assert difference > export.LIMIT
 
 
 def test_what_cannot_be_done_is_said(exported, tmp_path, monkeypatch):
     model, file, _ = exported
     assert refused(fer("export", model, file)) == f"{file} exists; remove it, or give another name"
-    assert refused(fer("export", model, tmp_path / "a.pt")) == (
-        f"{tmp_path}/a.pt does not end in .onnx; give a file's name such as student.onnx"
+    (tmp_path / "folder.onnx").mkdir()
+    assert refused(fer("export", model, tmp_path / "folder.onnx")) == (
+        f"{tmp_path}/folder.onnx exists; remove it, or give another name"
     )
+    (tmp_path / "folder.onnx").rmdir()
+    assert refused(fer("export", model, tmp_path / "a.pt2")) == (
+        f"{tmp_path}/a.pt2 does not end in .onnx or .pt; give a file's name such as student.onnx"
+    )
+    assert refused(fer("export", model, tmp_path / "a.pt", "--fp16")) == (
+        "--fp16 and --int8 are about ONNX; give a name that ends in .onnx, or leave them out"
+    )
+    assert refused(fer("export", model, tmp_path / "a.onnx", "--fp16", "--int8")) == (
+        "--fp16 and --int8 each say how numbers are stored; give one of them"
+    )
+    assert refused(fer("export", model, tmp_path / "a.onnx", "--force")) == "--force is about --int8; leave it out"
     assert refused(fer("export", model, tmp_path / "no" / "a.onnx")) == (
         f"{tmp_path}/no does not exist; make that folder first, or write the model elsewhere"
     )

@@ -215,6 +215,13 @@ def test_boxes_and_bars_are_drawn_on_copies(photos, model, tmp_path):
         assert picture.size == (800, 800)  # nothing below: nobody was asked about
 
 
+def test_one_photograph_may_become_one_picture(photos, model, tmp_path):
+    result = fer("predict", photos / "wall.png", "--model", model, "--annotate", tmp_path / "seen.png")
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "seen.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (800, 800))
+
+
 def test_names_of_copies_cannot_lead_elsewhere():
     assert recognise.safe("../../etc/passwd.png") == "passwd"
     assert recognise.safe("a/" + "x" * 300 + ".png") == "x" * 40
@@ -272,6 +279,11 @@ def test_without_the_faces_it_learned_from_the_defaults_are_taken_aloud(run, tmp
     assert recognise.faces_learned_from(other) is None
 
 
+def test_python_runs_the_package_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "efficientface", "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("fer, version "), done.stderr
+
+
 def test_importing_the_package_imports_no_torch():
     code = (
         "import sys, efficientface\n"
@@ -286,7 +298,12 @@ def test_importing_the_package_imports_no_torch():
 def test_what_cannot_be_done_is_said(photos, run, model, tmp_path):
     words = ("--model", model)
     assert refused(fer("predict", tmp_path / "no", *words)) == (
-        f"{tmp_path}/no does not exist; give a photograph, a folder of them, a list (.txt), or - for paths"
+        f"{tmp_path}/no does not exist; "
+        "give a photograph, a folder of them, a list (.txt), - for paths, a video, or camera:0"
+    )
+    (tmp_path / "odd.txt").write_bytes(bytes(20))
+    assert refused(fer("predict", tmp_path / "odd.txt", *words)) == (
+        f"{tmp_path}/odd.txt is no list: it holds bytes that no path has; write the path of a photograph on each line"
     )
     (tmp_path / "empty.txt").write_text("\n \n")
     assert refused(fer("predict", tmp_path / "empty.txt", *words)) == (
@@ -302,11 +319,20 @@ def test_what_cannot_be_done_is_said(photos, run, model, tmp_path):
         f"--annotate {photos}/seen lies in {photos}, whose photographs are read; give another folder"
     )
     assert not (photos / "seen").exists()
+    assert refused(fer("predict", photos, *words, "--annotate", tmp_path / "seen.png")) == (
+        f"--annotate {tmp_path}/seen.png is one picture; give a folder for those of {photos}"
+    )
+    assert refused(fer("predict", photos, *words, "--smooth", 0.5)) == (
+        f"--track and --smooth are about videos and cameras, and {photos} is none; leave them out"
+    )
     assert refused(fer("predict", photos, *words, "--workers", -1)) == (
         "--workers -1 is out of range; give a number from 0 to 1024"
     )
     assert refused(fer("predict", photos, "--model", run)) == (
         f"{run} holds no finished model; give a folder that fer teach, fer distill or fer import wrote"
+    )
+    assert refused(fer("predict", photos, "--model", photos / "wall.png")) == (
+        f"{photos}/wall.png is a file; give the model's folder (exported files are asked by examples/onnx_only.py)"
     )
     odd = write_model(run, tmp_path / "odd", classes=("neutral", "score", "sadness"), made_from={})
     assert refused(fer("predict", photos, "--model", odd)) == (

@@ -1,0 +1,5 @@
+"""`python -m efficientface` is `fer`."""
+
+from efficientface.cli import main
+
+main()
