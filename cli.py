@@ -587,8 +587,9 @@ def predict(source: str, as_csv: bool, as_json: bool, **options: Any) -> None:
 @click.argument("student", type=PATH)
 @click.argument("out", type=PATH, metavar="OUT.onnx")
 @click.option("--fp16", is_flag=True, help="Store weights in half precision; computing stays in single.")
+@click.option("--maps", is_flag=True, help="Give class activation maps as well, as a second output.")
 @JSON
-def export(student: Path, out: Path, fp16: bool, as_json: bool) -> None:
+def export(student: Path, out: Path, fp16: bool, maps: bool, as_json: bool) -> None:
     """Write a finished model as ONNX, checked against torch before it gets its name (needs the extra `export`).
 
     \b
@@ -598,7 +599,7 @@ def export(student: Path, out: Path, fp16: bool, as_json: bool) -> None:
     from efficientface.pipeline import export as stage
     from efficientface.pipeline import show
 
-    _print(stage.run(student, out, fp16), as_json, show.facts)
+    _print(stage.run(student, out, fp16, maps), as_json, show.facts)
 
 
 @cli.group("cache")

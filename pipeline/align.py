@@ -381,10 +381,15 @@ class Aligner:
 
 def aligner_as(settings: dict[str, Any], store: Photos, **given: Any) -> Aligner:
     """What makes faces as a run with these settings of its manifest has them; `given` win."""
-    names = ("crop", "eye_distance", "min_face", "keep", "aligned", "encode")
-    config = AlignConfig(**{**{name: settings[name] for name in names if name in settings}, **given})
+    config = config_as(settings, **given)
     detector = None if config.aligned else Detector()
     return Aligner({"": store}, config, detector, template(config.crop, config.eye_distance))
+
+
+def config_as(settings: dict[str, Any], **given: Any) -> AlignConfig:
+    """What of a manifest's settings says how faces are made; `given` win."""
+    names = ("crop", "eye_distance", "min_face", "keep", "aligned", "encode")
+    return AlignConfig(**{**{name: settings[name] for name in names if name in settings}, **given})
 
 
 def cut(image: np.ndarray, matrix: np.ndarray, crop: int) -> np.ndarray:

@@ -195,21 +195,7 @@ def class_maps(model: nn.Module, images: Tensor, about: Sequence[int]) -> tuple[
     sum_k weight[class, k] * feature[k] at each place; elsewhere weights are the mean gradient, and what speaks against
     the class is cut off.
     """
-    features: list[Tensor] = []
-    read: list[tuple[nn.Linear, Tensor]] = []
-
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(module, nn.Linear):
-            read.append((module, inputs[0]))
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-            features.append(output)
-
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        logits = model.eval()(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    logits, features, read = observed(model, images)
     if not features:
         raise FerError("the network has no map of more than one place to explain; give a larger --size in training")
     last = features[-1]
@@ -226,6 +212,26 @@ def class_maps(model: nn.Module, images: Tensor, about: Sequence[int]) -> tuple[
     score = logits.gather(1, classes[:, None]).sum()
     weights = torch.autograd.grad(score, last)[0].mean((2, 3))
     return torch.einsum("nk,nkhw->nhw", weights, last).relu().detach(), logits.detach(), "Grad-CAM"
+
+
+def observed(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor], list[tuple[nn.Linear, Tensor]]]:
+    """(N, C) logits, the (N, K, h, w) of more than one place that modules give, linear layers with what each reads."""
+    features: list[Tensor] = []
+    read: list[tuple[nn.Linear, Tensor]] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, nn.Linear):
+            read.append((module, inputs[0]))
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+            features.append(output)
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        logits = model.eval()(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits, features, read
 
 
 def scaled(maps: np.ndarray) -> np.ndarray:

@@ -15,10 +15,13 @@ from torch import nn
 from efficientface import FerError
 from efficientface.data.batches import normalise, whole
 from efficientface.data.faces import read_faces
+from efficientface.data.geometry import template
+from efficientface.pipeline.align import config_as
 from efficientface.pipeline.artifact import data_files, digest_of, read_manifest, replacing
 from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.evaluate import kind_of_model
-from efficientface.pipeline.recognise import faces_learned_from
+from efficientface.pipeline.explain import class_maps, observed
+from efficientface.pipeline.recognise import align_settings, faces_learned_from
 
 VERSION = 1
 OPSET = 18
@@ -26,11 +29,12 @@ CHECKED = 64  # faces that both are asked about
 LIMIT, HALF_LIMIT = 1e-4, 1e-2  # largest difference of a probability; with weights in half precision
 
 
-def run(model: Path, out: Path, fp16: bool = False) -> dict[str, Any]:
+def run(model: Path, out: Path, fp16: bool = False, maps: bool = False) -> dict[str, Any]:
     """Write the model in the folder `model` to the file `out`, its weights in half precision with `fp16`.
 
-    Input `faces`: (N, 3, size, size) float32 RGB, (value / 255 - mean) / std. Output `probabilities`: (N, C).
-    The metadata has `size`, `mean`, `std` and `classes` as JSON. FerError, and no file, where torch answers otherwise.
+    Input `faces`: (N, 3, size, size) float32 RGB, (value / 255 - mean) / std. Output `probabilities`: (N, C), and with
+    `maps` the class activation map of every class, `maps`: (N, C, h, w). The metadata has `size`, `mean`, `std`,
+    `classes` and `alignment` as JSON. FerError, and no file, where torch answers otherwise.
     """
     if out.suffix.lower() != ".onnx":
         raise FerError(f"{out} does not end in .onnx; give a file's name such as student.onnx")
@@ -39,9 +43,15 @@ def run(model: Path, out: Path, fp16: bool = False) -> dict[str, Any]:
     if not out.parent.is_dir():
         raise FerError(f"{out.parent} does not exist; make that folder first, or write the model elsewhere")
     network, config = load_model(model, kind_of_model(model))
-    network = nn.Sequential(network, nn.Softmax(1)).eval()
     images, kind = pictures(model, config)
-    written = converted(network, config, images[:1].expand(2, -1, -1, -1), model, fp16)
+    if maps and class_maps(network, images[:1], [-1])[2] != "CAM":
+        raise FerError(
+            f"{model} has no class activation maps to export: they need a network that ends in the mean of a map of "
+            "more than one place and one linear layer; leave --maps out"
+        )
+    mapped = WithMaps(network).eval()
+    network = nn.Sequential(network, nn.Softmax(1)).eval()
+    written = converted(mapped if maps else network, config, images[:1].expand(2, -1, -1, -1), model, fp16)
     with replacing(out) as part:
         part.write_bytes(written)
         difference, agree = compared(part, network, images)
@@ -51,15 +61,36 @@ def run(model: Path, out: Path, fp16: bool = False) -> dict[str, Any]:
                 f"{model} answers otherwise as ONNX: a probability differs by {difference:.1e}, more than {limit:g}; "
                 "nothing was written"
             )
+        if maps and not (share := compared_maps(part, mapped, images)) <= limit:
+            raise FerError(
+                f"{model} looks elsewhere as ONNX: a map differs by {share:.1e} of its largest value, more than "
+                f"{limit:g}; nothing was written"
+            )
     return {
         "file": str(out),
         "bytes": len(written),
         "opset": OPSET,
         "weights": "fp16" if fp16 else "fp32",
+        **({"maps": "one a class"} if maps else {}),
         "compared on": f"{len(images)} {kind}",
         "largest difference": difference,
         "same expression": f"{agree} of {len(images)}",
     }
+
+
+class WithMaps(nn.Module):
+    """Probabilities (N, C), and the maps (N, C, h, w) that explain.class_maps draws of each class.
+
+    Only for networks whose maps it calls CAM.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, features, read = observed(self.network, faces)
+        return logits.softmax(1), torch.einsum("ck,nkhw->nchw", read[-1][0].weight, features[-1])
 
 
 def pictures(model: Path, config: dict[str, Any]) -> tuple[torch.Tensor, str]:
@@ -97,7 +128,7 @@ def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor,
                 external_data=False,
                 opset_version=OPSET,
                 input_names=["faces"],
-                output_names=["probabilities"],
+                output_names=["probabilities", "maps"][: 1 + isinstance(network, WithMaps)],
                 dynamic_shapes=({0: torch.export.Dim("N")},),
                 verbose=False,
             )
@@ -113,12 +144,23 @@ def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor,
         "version": VERSION,
         "model": digest_of(model),
         **{name: json.dumps(config[name], ensure_ascii=False) for name in ("arch", "classes", "size", "mean", "std")},
+        "alignment": json.dumps(alignment(model)),
         "input": "faces aligned by fer align, (N, 3, size, size) float32 RGB, (value / 255 - mean) / std",
         "output": "probabilities (N, classes)",
     }
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=str(value))
     return proto.SerializeToString()
+
+
+def alignment(model: Path) -> dict[str, Any]:
+    """How faces are cut for the model: pixels a side, where the five landmarks go, the fewest pixels of a box's side.
+
+    The landmarks are None for a model of images that were aligned already.
+    """
+    config = config_as(align_settings(model))
+    target = None if config.aligned else template(config.crop, config.eye_distance).round(4).tolist()
+    return {"crop": config.crop, "landmarks": target, "min_face": config.min_face}
 
 
 def halve(graph: Any) -> None:
@@ -147,3 +189,12 @@ def compared(file: Path, network: nn.Module, images: torch.Tensor) -> tuple[floa
     found = np.concatenate([session.run(None, {"faces": part.numpy()})[0] for part in parts])
     expected = network(images).numpy()
     return float(abs(found - expected).max()), int((found.argmax(1) == expected.argmax(1)).sum())
+
+
+@torch.inference_mode()
+def compared_maps(file: Path, network: WithMaps, images: torch.Tensor) -> float:
+    """The largest difference of a map's place between onnxruntime and torch, as a share of the largest value."""
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["maps"], {"faces": images.numpy()})
+    expected = network(images)[1].numpy()
+    return float(abs(found - expected).max() / abs(expected).max())
