@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow lint docs bench wheel clean
+.PHONY: demo test test-slow test-web web lint docs bench wheel clean
 
 demo: $(STAMP)
 	$(BIN)/fer demo
@@ -15,6 +15,15 @@ test: $(STAMP)
 # What takes minutes: whole runs, several processes.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# The page of `make web` in a browser: below a minute. Needs npm, chromium and chromedriver, and says so without.
+test-web: $(STAMP)
+	$(BIN)/python -m pytest -m "" tests/test_web.py
+
+# A static page that runs a student in the browser; npm fetches onnxruntime-web. make web STUDENT=runs/first/students/ldl
+STUDENT ?= runs/demo/students/ldl
+web: $(STAMP)
+	$(BIN)/python examples/web/build.py $(STUDENT) examples/web/dist
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -40,4 +49,4 @@ $(STAMP): setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist examples/web/node_modules examples/web/dist

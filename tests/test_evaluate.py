@@ -23,14 +23,13 @@ from efficientface.pipeline.metrics import share
 
 
 def write_model(
-    run, folder, kind="student", classes=CLASSES, state=None, chosen_on="val", made_from=None, settings=None, metrics="",
-    size=32,
+    run, folder, kind="student", classes=CLASSES, state=None, chosen_on="val", made_from=None, settings=None, metrics=""
 ):
     """A finished artifact with fresh weights, as teach and distill leave it."""
     folder.mkdir(parents=True)
     torch.manual_seed(len(folder.name))
     arch = "resnet18" if kind == "teacher" else "efficientface"
-    config = {"arch": arch, "options": {}, "classes": list(classes), "size": size, "mean": [0.4] * 3, "std": [0.25] * 3}
+    config = {"arch": arch, "options": {}, "classes": list(classes), "size": 32, "mean": [0.4] * 3, "std": [0.25] * 3}
     (folder / METRICS).write_text(metrics)
     finish_model(
         folder, kind, state or build(arch, len(classes)).state_dict(), config,

@@ -56,7 +56,7 @@ def fetch() -> None:
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
-        raise FerError(f"npm cannot fetch onnxruntime-web ({reason}); see that the registry can be reached, then repeat")
+        raise FerError(f"npm cannot fetch onnxruntime-web ({reason}); see that its registry can be reached")
 
 
 if __name__ == "__main__":

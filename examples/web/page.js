@@ -1,8 +1,8 @@
 /**
  * Finds faces, cuts them out as fer align does, and asks an exported student about them; all of it in this page.
  *
- * Pictures are ImageData or alike: {width, height, data}, four bytes a pixel. Coordinates are those of data/geometry.py:
- * 0 is the outer edge of the first pixel. What data/detect.py and pipeline/align.py do is done here in the same steps.
+ * Pictures are ImageData or alike: {width, height, data}, four bytes a pixel. Coordinates are those of
+ * data/geometry.py: 0 is the outer edge of the first pixel. Steps are those of data/detect.py and pipeline/align.py.
  */
 import * as ort from './ort.wasm.bundle.min.mjs';
 
@@ -17,8 +17,12 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 /** How much a pixel counts that lies `d` from a place, each place standing for `step` pixels, and how far it looks. */
 const AREA = { reach: (step) => step / 2 + 0.5, weight: (d, step) => clamp(step / 2 + 0.5 - Math.abs(d), 0, 1) };
-const LINEAR = { reach: (step) => Math.max(step, 1), weight: (d, step) => Math.max(0, 1 - Math.abs(d) / Math.max(step, 1)) };
+const LINEAR = { reach: (step) => Math.max(step, 1), weight: (d, step) => tent(d / LINEAR.reach(step)) };
 const CUBIC = { reach: () => 2, weight: keys };
+
+function tent(d) {
+  return Math.max(0, 1 - Math.abs(d));
+}
 
 /** Keys' cubic with -0.75, which is OpenCV's. */
 function keys(d) {
@@ -49,7 +53,8 @@ export function resized(image, width, height, kernel) {
     for (let y = 0; y < image.height; y++) {
       for (let channel = 0; channel < 4; channel++) {
         let sum = 0;
-        for (let k = 0; k < values.length; k++) sum += values[k] * image.data[4 * (y * image.width + first + k) + channel];
+        const start = 4 * (y * image.width + first) + channel;
+        for (let k = 0; k < values.length; k++) sum += values[k] * image.data[start + 4 * k];
         rows[4 * (y * width + x) + channel] = sum;
       }
     }
@@ -279,22 +284,24 @@ export async function analysed({ detector, student, about }, image) {
   const faces = target ? await detect(detector, image) : [{ box: null }];
   for (const face of faces) {
     if (target) face.small = Math.min(face.box[2] - face.box[0], face.box[3] - face.box[1]) < least;
-    if (!face.small) face.crop = cut(image, target ? similarity(face.landmarks, target) : inTheMiddle(image, crop), crop);
+    const matrix = target ? similarity(face.landmarks, target) : inTheMiddle(image, crop);
+    if (!face.small) face.crop = cut(image, matrix, crop);
   }
   const asked = faces.filter((face) => face.crop);
   if (asked.length) {
     const { size, mean, std } = about;
-    const shape = [asked.length, 3, size, size];
+    const normalised = (value, channel) => (value / 255 - mean[channel]) / std[channel];
     const input = new Float32Array(asked.length * 3 * size * size);
     asked.forEach((face, k) => {
-      const seen = resized(face.crop, size, size, LINEAR);
-      input.set(planes(seen, [0, 1, 2], (value, channel) => (value / 255 - mean[channel]) / std[channel]), k * 3 * size * size);
+      input.set(planes(resized(face.crop, size, size, LINEAR), [0, 1, 2], normalised), k * 3 * size * size);
     });
-    const answer = await student.run({ faces: new ort.Tensor('float32', input, shape) });
-    const share = (tensor, k) => tensor.data.slice((k * tensor.size) / asked.length, ((k + 1) * tensor.size) / asked.length);
+    const { probabilities, maps } = await student.run({
+      faces: new ort.Tensor('float32', input, [asked.length, 3, size, size]),
+    });
+    const part = ({ data }, k) => data.slice(...[k, k + 1].map((end) => (end * data.length) / asked.length));
     asked.forEach((face, k) => {
-      face.probabilities = share(answer.probabilities, k);
-      if (answer.maps) face.maps = { data: share(answer.maps, k), height: answer.maps.dims[2], width: answer.maps.dims[3] };
+      face.probabilities = part(probabilities, k);
+      if (maps) face.maps = { data: part(maps, k), height: maps.dims[2], width: maps.dims[3] };
     });
   }
   return faces;
@@ -362,8 +369,9 @@ async function load() {
   const start = (model) => ort.InferenceSession.create(model, { executionProviders: ['wasm'] });
   networks = { detector: await start(retinaface), student: await start(bytes), about };
   const maps = networks.student.outputNames.includes('maps');
-  const choices = maps ? ['none', 'of the most probable', ...about.classes.map((name) => `of ${name}`)] : ['not in this student'];
-  map.replaceChildren(...choices.map((text, k) => new Option(text, String(k - 2))));
+  const choices = ['none', 'of the most probable', ...about.classes.map((name) => `of ${name}`)];
+  const offered = maps ? choices : ['not in this student'];
+  map.replaceChildren(...offered.map((text, k) => new Option(text, String(k - 2))));
   if (maps) map.value = '-1';
   map.disabled = !maps;
   file.disabled = camera.disabled = false;
@@ -380,9 +388,10 @@ async function fetched(name) {
 function understood(bytes) {
   const found = metadata(bytes);
   if (found.format !== 'efficientface onnx' || found.version !== '1' || !found.alignment) {
-    throw new Told('student.onnx was not written by fer export, or by another version of it; export the student again.');
+    throw new Told('student.onnx was not written by this version of fer export; export the student again.');
   }
-  return Object.fromEntries(['classes', 'size', 'mean', 'std', 'alignment'].map((name) => [name, JSON.parse(found[name])]));
+  const names = ['classes', 'size', 'mean', 'std', 'alignment'];
+  return Object.fromEntries(names.map((name) => [name, JSON.parse(found[name])]));
 }
 
 /** The pixels of what a browser can draw, over white. */
@@ -451,7 +460,7 @@ function describeFace(item, face, k) {
     const row = body.rows[label] ?? newRow(body, name);
     row.classList.toggle('first', label === first);
     row.querySelector('.bar').style.setProperty('--share', percent(face.probabilities[label]).replace(' ', ''));
-    row.lastElementChild.textContent = percent(face.probabilities[label]);
+    row.querySelector('.share').textContent = percent(face.probabilities[label]);
   });
   const of = map.value === '-1' ? first : Number(map.value);
   const crop = item.querySelector('.crop');
@@ -469,12 +478,11 @@ function newRow(body, name) {
   const head = document.createElement('th');
   head.scope = 'row';
   head.textContent = name;
-  const track = document.createElement('td');
-  track.className = 'track';
   const bar = document.createElement('div');
   bar.className = 'bar';
-  track.append(bar);
-  row.append(head, track, document.createElement('td'));
+  row.append(head);
+  for (const name of ['track', 'share']) row.insertCell().className = name;
+  row.querySelector('.track').append(bar);
   return row;
 }
 
@@ -493,9 +501,10 @@ function open(blob) {
     say(`Looking at ${blob.name} …`);
     const image = await createImageBitmap(blob, { colorSpaceConversion: 'none' }).catch(() => null);
     if (!image) throw new Told(`${blob.name} is not a picture that this browser can read.`);
-    if (image.width * image.height > MAX_PIXELS) throw new Told(`${blob.name} has more than ${MAX_PIXELS} pixels; shrink it.`);
+    if (image.width * image.height > MAX_PIXELS) throw new Told(`${blob.name} is too large; shrink it.`);
     await show(pixels(image, image.width, image.height), blob.name, mine);
-    if (mine === turn) say(faces.length ? `Found ${counted(faces.length)}.` : `No face was found in ${blob.name}.`, !faces.length);
+    if (mine !== turn) return;
+    say(faces.length ? `Found ${counted(faces.length)}.` : `No face was found in ${blob.name}.`, !faces.length);
   });
 }
 
