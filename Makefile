@@ -16,7 +16,7 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-# The page of `make web` in a browser: below a minute. Needs npm, chromium and chromedriver, and says so without.
+# The page of `make web` in a browser: about a minute. Needs npm, chromium and chromedriver, and skips aloud without.
 test-web: $(STAMP)
 	$(BIN)/python -m pytest -m "" tests/test_web.py
 

@@ -123,7 +123,7 @@ def telling(faces):
         features = explain.observed(model, images)[2][-1][1]
         middle = features.mean(0)
         _, spread, directions = torch.linalg.svd(features - middle, full_matrices=False)
-        model.fc.weight[:] = 2 * len(faces) ** 0.5 * directions[: len(CLASSES)] / spread[: len(CLASSES), None]
+        model.fc.weight[:] = len(faces) ** 0.5 * directions[: len(CLASSES)] / spread[: len(CLASSES), None]
         model.fc.bias[:] = -model.fc.weight @ middle
     return model.state_dict()
 
@@ -162,7 +162,11 @@ def made(tmp_path_factory):
         made_from={"faces": reference_to(folder / "run" / "faces", student)}, settings={}, facts={"chosen_on": "val"},
     )  # fmt: skip
     Image.fromarray(photograph(rng)).save(folder / "two.png")
-    Image.fromarray(draw_face(np.eye(7)[2], rng, 170)).save(folder / "small.png")
+    small = draw_face(np.eye(7)[2], rng, 170)
+    Image.fromarray(small).save(folder / "small.png")
+    upright = Image.Exif()
+    upright[0x0112] = 6  # to be shown a quarter turned to the right
+    Image.fromarray(np.rot90(small)).save(folder / "turned.jpg", quality=95, subsampling=0, exif=upright)
     Image.new("RGB", (300, 200), "grey").save(folder / "wall.png")
     (folder / "notes.png").write_text("no picture")
     frame = cv2.imencode(".jpg", cv2.imread(str(folder / "two.png"))[:, 20:820])[1].tobytes()
@@ -265,7 +269,7 @@ def predicted(made, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("two.png", 2), ("small.png", 1)])
+@pytest.mark.parametrize(("name", "count"), [("two.png", 2), ("turned.jpg", 1)])
 def test_the_page_answers_as_fer_predict(made, page, name, count):
     page.choose(made[0] / name)
     page.says(f"Found {count} face{'s' if count > 1 else ''}.")

@@ -48,7 +48,8 @@ function weights(from, to, kernel) {
 /** The picture at another size. */
 export function resized(image, width, height, kernel) {
   if (width === image.width && height === image.height) return image;
-  const rows = new Float32Array(4 * width * image.height);
+  // torch, whose LINEAR is, rounds between the two passes, and OpenCV does not
+  const rows = new (kernel === LINEAR ? Uint8ClampedArray : Float32Array)(4 * width * image.height);
   weights(image.width, width, kernel).forEach(({ first, values }, x) => {
     for (let y = 0; y < image.height; y++) {
       for (let channel = 0; channel < 4; channel++) {
