@@ -90,7 +90,9 @@ class WithMaps(nn.Module):
 
     def forward(self, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits, features, read = observed(self.network, faces)
-        return logits.softmax(1), torch.einsum("ck,nkhw->nchw", read[-1][0].weight, features[-1])
+        assert features is not None
+        assert read is not None
+        return logits.softmax(1), torch.einsum("ck,nkhw->nchw", read[0].weight, features)
 
 
 def pictures(model: Path, config: dict[str, Any]) -> tuple[torch.Tensor, str]:
@@ -116,6 +118,9 @@ def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor,
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise FerError("fer export needs onnx and onnxscript; pip install 'efficientface[export]'") from error
+    outputs = {"probabilities": "(N, classes)"}
+    if isinstance(network, WithMaps):
+        outputs["maps"] = "(N, classes, h, w)"
     for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -128,7 +133,7 @@ def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor,
                 external_data=False,
                 opset_version=OPSET,
                 input_names=["faces"],
-                output_names=["probabilities", "maps"][: 1 + isinstance(network, WithMaps)],
+                output_names=list(outputs),
                 dynamic_shapes=({0: torch.export.Dim("N")},),
                 verbose=False,
             )
@@ -146,7 +151,7 @@ def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor,
         **{name: json.dumps(config[name], ensure_ascii=False) for name in ("arch", "classes", "size", "mean", "std")},
         "alignment": json.dumps(alignment(model)),
         "input": "faces aligned by fer align, (N, 3, size, size) float32 RGB, (value / 255 - mean) / std",
-        "output": "probabilities (N, classes)",
+        "output": ", ".join(f"{name} {shape}" for name, shape in outputs.items()),
     }
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=str(value))

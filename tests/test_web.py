@@ -99,7 +99,7 @@ def test_what_cannot_be_built_is_said(tmp_path, monkeypatch):
     assert refusal(tmp_path, tmp_path / "no" / "page") == (
         f"{tmp_path}/no does not exist; make that folder first, or write the page elsewhere"
     )
-    monkeypatch.setattr(build_page, "RUNTIME", tmp_path / "nothing")
+    monkeypatch.setattr(build_page, "MODULES", tmp_path / "nothing")
     monkeypatch.setenv("PATH", "")
     assert refusal(tmp_path, tmp_path / "page") == (
         "onnxruntime-web is fetched by npm, which is not here; install it (Debian: apt-get install npm)"
@@ -120,7 +120,7 @@ def telling(faces):
     model = build("efficientface", len(CLASSES)).eval()
     with torch.no_grad():
         images = normalise(whole(faces, SIZE), [0.4] * 3, [0.25] * 3)
-        features = explain.observed(model, images)[2][-1][1]
+        features = explain.observed(model, images)[2][1]
         middle = features.mean(0)
         _, spread, directions = torch.linalg.svd(features - middle, full_matrices=False)
         model.fc.weight[:] = len(faces) ** 0.5 * directions[: len(CLASSES)] / spread[: len(CLASSES), None]

@@ -17,7 +17,8 @@ from efficientface.pipeline import export
 
 HERE = Path(__file__).parent
 PAGE = ("index.html", "page.css", "page.js")
-RUNTIME = HERE / "node_modules" / "onnxruntime-web"
+MODULES = HERE / "node_modules"
+RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 
 def run(model: Path, out: Path) -> None:
@@ -37,8 +38,8 @@ def run(model: Path, out: Path) -> None:
         (made / "retinaface.onnx").write_bytes(WEIGHTS)
         for file in PAGE:
             shutil.copyfile(HERE / file, made / file)
-        for file in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
-            shutil.copyfile(RUNTIME / "dist" / file, made / file)
+        for file in RUNTIME:
+            shutil.copyfile(MODULES / "onnxruntime-web" / "dist" / file, made / file)
         if out.exists():
             out.rename(Path(work, "former"))
         made.rename(out)
@@ -46,9 +47,10 @@ def run(model: Path, out: Path) -> None:
 
 def fetch() -> None:
     """Let npm fetch what package-lock.json names, by its digests, unless it is there."""
-    wanted = json.loads((HERE / "package.json").read_text())["dependencies"]["onnxruntime-web"]
-    there = RUNTIME / "package.json"
-    if there.is_file() and json.loads(there.read_text())["version"] == wanted:
+    wanted = json.loads((HERE / "package-lock.json").read_text())["packages"]
+    there = MODULES / ".package-lock.json"  # which npm writes last
+    del wanted[""]  # what lies here
+    if there.is_file() and json.loads(there.read_text())["packages"] == wanted:
         return
     if shutil.which("npm") is None:
         raise FerError("onnxruntime-web is fetched by npm, which is not here; install it (Debian: apt-get install npm)")
