@@ -57,7 +57,7 @@ def fetch() -> None:
     command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+        reason = (done.stderr.splitlines() or ["no reason given"])[0].removeprefix("npm error ")
         raise FerError(f"npm cannot fetch onnxruntime-web ({reason}); see that its registry can be reached")
 
 
