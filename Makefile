@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow torture rubbish lint docs bench wheel clean
+.PHONY: demo test test-slow test-web web torture rubbish lint docs bench wheel clean
 
 demo: $(STAMP)
 	$(BIN)/fer demo
@@ -25,6 +25,15 @@ torture: $(STAMP)
 # The table of docs/reliability.md, "Rubbish in": some 3,000 damaged, absurd and forged files, about three minutes.
 rubbish: $(STAMP)
 	$(BIN)/python tests/rubbish.py
+
+# The page of `make web` in a browser: about a minute. Needs npm, chromium and chromedriver, and skips aloud without.
+test-web: $(STAMP)
+	$(BIN)/python -m pytest -m "" tests/test_web.py
+
+# A static page that runs a student in the browser; npm fetches onnxruntime-web. make web STUDENT=runs/first/students/ldl
+STUDENT ?= runs/demo/students/ldl
+web: $(STAMP)
+	$(BIN)/python examples/web/build.py $(STUDENT) examples/web/dist
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -52,4 +61,4 @@ $(STAMP): setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist examples/web/node_modules examples/web/dist

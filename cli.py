@@ -751,6 +751,7 @@ def predict(source: str, as_csv: bool, as_json: bool, **options: Any) -> None:
 @click.option("--fp16", is_flag=True, help="Store weights in half precision; computing stays in single.")
 @click.option("--int8", is_flag=True, help="Compute in whole numbers of 8 bits, if that pays: measured beside fp32.")
 @click.option("--force", is_flag=True, help="Write the int8 file even if it does not pay.")
+@click.option("--maps", is_flag=True, help="Give class activation maps as well, as a second output.")
 @JSON
 def export(student: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Write a finished model as ONNX (OUT ends in .onnx) or TorchScript (.pt), checked against torch before it gets its

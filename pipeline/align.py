@@ -531,9 +531,13 @@ class Aligner:
 
 def aligner_as(settings: dict[str, Any], store: Photos, **given: Any) -> Aligner:
     """What makes faces as a run with these settings of its manifest has them; `given` win."""
+    return aligner_of({"": store}, config_as(settings, **given))
+
+
+def config_as(settings: dict[str, Any], **given: Any) -> AlignConfig:
+    """What of a manifest's settings says how faces are made; `given` win."""
     names = ("crop", "eye_distance", "min_face", "keep", "aligned", "encode")
-    config = AlignConfig(**{**{name: settings[name] for name in names if name in settings}, **given})
-    return aligner_of({"": store}, config)
+    return AlignConfig(**{**{name: settings[name] for name in names if name in settings}, **given})
 
 
 def cut(image: np.ndarray, matrix: np.ndarray, crop: int) -> np.ndarray:

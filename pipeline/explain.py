@@ -195,26 +195,11 @@ def class_maps(model: nn.Module, images: Tensor, about: Sequence[int]) -> tuple[
     sum_k weight[class, k] * feature[k] at each place; elsewhere weights are the mean gradient, and what speaks against
     the class is cut off.
     """
-    features: list[Tensor] = []
-    read: list[tuple[nn.Linear, Tensor]] = []
-
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(module, nn.Linear):
-            read.append((module, inputs[0]))
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-            features.append(output)
-
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        logits = model.eval()(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not features:
+    logits, last, read = observed(model, images)
+    if last is None:
         raise FerError("the network has no map of more than one place to explain; give a larger --size in training")
-    last = features[-1]
     classes = torch.tensor([int(logits[k].argmax()) if c < 0 else c for k, c in enumerate(about)], device=images.device)
-    head, pooled = read[-1] if read else (None, None)
+    head, pooled = read or (None, None)
     if (
         head is not None
         and pooled is not None
@@ -226,6 +211,27 @@ def class_maps(model: nn.Module, images: Tensor, about: Sequence[int]) -> tuple[
     score = logits.gather(1, classes[:, None]).sum()
     weights = torch.autograd.grad(score, last)[0].mean((2, 3))
     return torch.einsum("nk,nkhw->nhw", weights, last).relu().detach(), logits.detach(), "Grad-CAM"
+
+
+def observed(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[nn.Linear, Tensor] | None]:
+    """(N, C) logits, the last (N, K, h, w) of more than one place, the last linear layer with what it reads."""
+    features: Tensor | None = None
+    read: tuple[nn.Linear, Tensor] | None = None
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal features, read
+        if isinstance(module, nn.Linear):
+            read = module, inputs[0]
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+            features = output
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        logits = model.eval()(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits, features, read
 
 
 def scaled(maps: np.ndarray) -> np.ndarray:

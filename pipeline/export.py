@@ -18,11 +18,14 @@ from torch import nn
 from efficientface import FerError
 from efficientface.data.batches import normalise, whole
 from efficientface.data.faces import read_faces
+from efficientface.data.geometry import template
 from efficientface.pipeline import quantise
+from efficientface.pipeline.align import config_as
 from efficientface.pipeline.artifact import data_files, digest_of, read_manifest, replacing
 from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.evaluate import kind_of_model
-from efficientface.pipeline.recognise import faces_learned_from
+from efficientface.pipeline.explain import class_maps, observed
+from efficientface.pipeline.recognise import align_settings, faces_learned_from
 
 VERSION = 1
 OPSET = 18
@@ -30,24 +33,30 @@ CHECKED = 64  # faces that both are asked about
 LIMIT, HALF_LIMIT = 1e-4, 1e-2  # largest difference of a probability; with weights in half precision
 WAYS = {".onnx": "ONNX", ".pt": "TorchScript"}
 EXTRA = "efficientface.json"  # the metadata of TorchScript
+PROBABILITIES = {"probabilities": "(N, classes)"}
 Answers = Callable[[torch.Tensor], np.ndarray]  # faces (N, 3, size, size) to probabilities (N, C)
 
 
-def run(model: Path, out: Path, fp16: bool = False, int8: bool = False, force: bool = False) -> dict[str, Any]:
+def run(
+    model: Path, out: Path, fp16: bool = False, int8: bool = False, force: bool = False, maps: bool = False
+) -> dict[str, Any]:
     """Write the model in the folder `model` to the file `out`: ONNX (.onnx) or TorchScript (.pt) by its name.
 
     Input `faces`: (N, 3, size, size) float32 RGB, (value / 255 - mean) / std. Output `probabilities`: (N, C).
-    The metadata has `size`, `mean`, `std` and `classes` as JSON. FerError, and no file, where torch answers otherwise.
-    `fp16` stores weights in half precision; `int8` computes in whole numbers, and writes a file only where that pays
-    or with `force`.
+    The metadata has `size`, `mean`, `std`, `classes` and `alignment` as JSON. FerError, and no file, where torch
+    answers otherwise. `fp16` stores weights in half precision; `int8` computes in whole numbers, and writes a file only
+    where that pays or with `force`; `maps` gives ONNX a second output, the class activation map of every class,
+    (N, C, h, w).
     """
     if out.suffix.lower() not in WAYS:
         raise FerError(f"{out} does not end in .onnx or .pt; give a file's name such as student.onnx")
     is_onnx = out.suffix.lower() == ".onnx"
     if fp16 and int8:
         raise FerError("--fp16 and --int8 each say how numbers are stored; give one of them")
-    if (fp16 or int8) and not is_onnx:
-        raise FerError("--fp16 and --int8 are about ONNX; give a name that ends in .onnx, or leave them out")
+    if (fp16 or int8 or maps) and not is_onnx:
+        raise FerError("--fp16, --int8 and --maps are about ONNX; give a name that ends in .onnx, or leave them out")
+    if maps and int8:
+        raise FerError("--maps are checked against torch, which numbers of 8 bits are not; leave out --maps or --int8")
     if force and not int8:
         raise FerError("--force is about --int8; leave it out")
     if out.exists():
@@ -55,13 +64,19 @@ def run(model: Path, out: Path, fp16: bool = False, int8: bool = False, force: b
     if not out.parent.is_dir():
         raise FerError(f"{out.parent} does not exist; make that folder first, or write the model elsewhere")
     network, config = load_model(model, kind_of_model(model))
+    mapped = WithMaps(network).eval()
     network = nn.Sequential(network, nn.Softmax(1)).eval()
     judges = quantise.run_faces(model, config) if int8 else None
     images, kind = pictures(model, config)
+    if maps and class_maps(mapped.network, images[:1], [-1])[2] != "CAM":
+        raise FerError(
+            f"{model} has no class activation maps to export: they need a network that ends in the mean of a map of "
+            "more than one place and one linear layer; leave --maps out"
+        )
     example = images[:1].expand(2, -1, -1, -1)  # two faces, since torch takes a single one for the only number there is
     with replacing(out) as part:
         if is_onnx:
-            part.write_bytes(converted(network, config, example, model, fp16))
+            part.write_bytes(converted(mapped if maps else network, config, example, model, fp16))
             ask = onnx_answers
         else:
             script(network, config, example, model, part)
@@ -73,6 +88,11 @@ def run(model: Path, out: Path, fp16: bool = False, int8: bool = False, force: b
                 f"{model} answers otherwise as {WAYS[out.suffix.lower()]}: a probability differs by {difference:.1e}, "
                 f"more than {limit:g}; nothing was written"
             )
+        if maps and not (share := compared_maps(part, mapped, images)) <= limit:
+            raise FerError(
+                f"{model} looks elsewhere as ONNX: a map differs by {share:.1e} of its largest value, more than "
+                f"{limit:g}; nothing was written"
+            )
         beside: dict[str, Any] = {}
         if judges is not None:
             beside = in_int8(part, *judges, force)
@@ -83,6 +103,7 @@ def run(model: Path, out: Path, fp16: bool = False, int8: bool = False, force: b
         "bytes": size,
         **({"opset": OPSET} if is_onnx else {}),
         "weights": "fp16" if fp16 else "int8" if int8 else "fp32",
+        **({"maps": "one a class"} if maps else {}),
         "compared on": f"{len(images)} {kind}",
         "largest difference": difference,
         "same expression": f"{agree} of {len(images)}",
@@ -114,6 +135,23 @@ def in_int8(
     }
 
 
+class WithMaps(nn.Module):
+    """Probabilities (N, C), and the maps (N, C, h, w) that explain.class_maps draws of each class.
+
+    Only for networks whose maps it calls CAM.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, features, read = observed(self.network, faces)
+        assert features is not None
+        assert read is not None
+        return logits.softmax(1), torch.einsum("ck,nkhw->nchw", read[0].weight, features)
+
+
 def pictures(model: Path, config: dict[str, Any]) -> tuple[torch.Tensor, str]:
     """Normalised input (CHECKED at most, 3, size, size) and what it is: faces the model learned from, or noise."""
     size = config["size"]
@@ -131,21 +169,32 @@ def pictures(model: Path, config: dict[str, Any]) -> tuple[torch.Tensor, str]:
     return normalise(whole(shown, size), config["mean"], config["std"]), kind
 
 
-def about(model: Path, config: dict[str, Any], kind: str) -> dict[str, str]:
-    """What a file says of itself."""
+def about(model: Path, config: dict[str, Any], kind: str, outputs: dict[str, str]) -> dict[str, str]:
+    """What a file says of itself; `outputs` by name, with their shapes."""
     return {
         "format": f"efficientface {kind}",
         "version": str(VERSION),
         "model": digest_of(model),
         **{name: json.dumps(config[name], ensure_ascii=False) for name in ("arch", "classes", "size", "mean", "std")},
         "input": "faces aligned by fer align, (N, 3, size, size) float32 RGB, (value / 255 - mean) / std",
-        "output": "probabilities (N, classes)",
+        "alignment": json.dumps(alignment(model)),
+        "output": ", ".join(f"{name} {shape}" for name, shape in outputs.items()),
     }
+
+
+def alignment(model: Path) -> dict[str, Any]:
+    """How faces are cut for the model: pixels a side, where the five landmarks go, the fewest pixels of a box's side.
+
+    The landmarks are None for a model of images that were aligned already.
+    """
+    config = config_as(align_settings(model))
+    target = None if config.aligned else template(config.crop, config.eye_distance).round(4).tolist()
+    return {"crop": config.crop, "landmarks": target, "min_face": config.min_face}
 
 
 def script(network: nn.Module, config: dict[str, Any], example: torch.Tensor, model: Path, file: Path) -> None:
     """Write TorchScript, with the metadata as JSON in its extra file `efficientface.json`."""
-    told = json.dumps(about(model, config, "torchscript"), ensure_ascii=False)
+    told = json.dumps(about(model, config, "torchscript", PROBABILITIES), ensure_ascii=False)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch, that it is not developed any more
         try:
@@ -164,6 +213,7 @@ def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor,
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise FerError("fer export needs onnx and onnxscript; pip install 'efficientface[export]'") from error
+    outputs = PROBABILITIES | ({"maps": "(N, classes, h, w)"} if isinstance(network, WithMaps) else {})
     for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -176,7 +226,7 @@ def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor,
                 external_data=False,
                 opset_version=OPSET,
                 input_names=["faces"],
-                output_names=["probabilities"],
+                output_names=list(outputs),
                 dynamic_shapes=({0: torch.export.Dim("N")},),
                 verbose=False,
             )
@@ -187,7 +237,7 @@ def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor,
     proto = program.model_proto
     if fp16:
         halve(proto.graph)
-    for key, value in about(model, config, "onnx").items():
+    for key, value in about(model, config, "onnx", outputs).items():
         proto.metadata_props.add(key=key, value=value)
     return proto.SerializeToString()
 
@@ -231,3 +281,12 @@ def compared(ask: Answers, network: nn.Module, images: torch.Tensor) -> tuple[fl
     found = np.concatenate([ask(part) for part in parts])
     expected = network(images).numpy()
     return float(abs(found - expected).max()), int((found.argmax(1) == expected.argmax(1)).sum())
+
+
+@torch.no_grad()
+def compared_maps(file: Path, network: WithMaps, images: torch.Tensor) -> float:
+    """The largest difference of a map's place between onnxruntime and torch, as a share of the largest value."""
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["maps"], {"faces": images.numpy()})
+    expected = network(images)[1].numpy()
+    return float(abs(found - expected).max() / abs(expected).max())

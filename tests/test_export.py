@@ -14,9 +14,11 @@ from conftest import CLASSES, write_faces
 from PIL import Image
 from test_evaluate import write_model
 from test_teach_distill import fer, refused
+from torch import nn
 
 from efficientface import FerError
-from efficientface.pipeline import export, quantise
+from efficientface.data.geometry import template
+from efficientface.pipeline import explain, export, quantise
 from efficientface.pipeline.artifact import digest_of
 from efficientface.pipeline.checkpoint import load_model
 
@@ -65,6 +67,9 @@ def test_the_file_says_what_it_is(exported):
         [0.25] * 3,
     )
     assert (about["format"], about["version"], about["model"]) == ("efficientface onnx", "1", digest_of(model))
+    alignment = json.loads(about["alignment"])
+    assert (alignment["crop"], alignment["min_face"]) == (64, 16)
+    np.testing.assert_allclose(alignment["landmarks"], template(64), atol=1e-3)
     written = onnx.load(file)
     onnx.checker.check_model(written, full_check=True)
     assert written.opset_import[0].version == told["opset"] == 18
@@ -195,6 +200,38 @@ def test_int8_needs_the_faces_of_the_run(tmp_path):
     )
 
 
+# --- maps ------------------------------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 5, stride=5), nn.ReLU())
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(self.features(x).mean((2, 3)))
+
+
+def test_maps_are_those_of_fer_explain_for_every_class(exported, tmp_path):
+    model, _, _ = exported
+    torch.manual_seed(0)
+    network, other = Small().eval(), Small().eval()
+    images = torch.randn(4, 3, 15, 20)
+    config = {"arch": "small", "classes": list(CLASSES), "size": 20, "mean": [0.4] * 3, "std": [0.25] * 3}
+    file = tmp_path / "small.onnx"
+    file.write_bytes(export.converted(export.WithMaps(network), config, images[:2], model, False))
+    probabilities, maps = onnxruntime.InferenceSession(file).run(["probabilities", "maps"], {"faces": images.numpy()})
+    assert maps.shape == (4, 3, 3, 4)
+    for label in range(3):
+        expected, logits, method = explain.class_maps(network, images, [label] * 4)
+        assert method == "CAM"
+        np.testing.assert_allclose(maps[:, label], expected.numpy(), atol=1e-5)
+        np.testing.assert_allclose(probabilities, logits.softmax(1).numpy(), atol=1e-6)
+    assert export.compared_maps(file, export.WithMaps(network), images) < 1e-5
+    assert export.compared_maps(file, export.WithMaps(other), images) > export.LIMIT
+
+
 def test_half_precision_halves_the_weights(exported):
     model, file, _ = exported
     graph = onnx.load(file).graph
@@ -263,6 +300,11 @@ def test_what_cannot_be_done_is_said(exported, tmp_path, monkeypatch):
     )
     assert refused(fer("export", model.parent, tmp_path / "a.onnx")) == (
         f"{model.parent} holds no finished model; give a folder that fer teach, fer distill or fer import wrote"
+    )
+    # at 32 pixels the network's last features have one place
+    assert refused(fer("export", model, tmp_path / "a.onnx", "--maps")) == (
+        f"{model} has no class activation maps to export: they need a network that ends in the mean of a map of more "
+        "than one place and one linear layer; leave --maps out"
     )
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert refused(fer("export", model, tmp_path / "a.onnx")) == (

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -355,9 +356,9 @@ def contrast(one, other):
 # --- in Chromium
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    """A real browser, offline; its log and its requests are kept."""
+@contextmanager
+def browsing(folder, *words):
+    """A real browser, offline, that keeps its things in `folder`; its log and its requests are kept."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if program is None or driver is None:
@@ -370,14 +371,22 @@ def chromium(tmp_path_factory):
     for word in (
         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+        f"--user-data-dir={folder}", *words,
     ):  # fmt: skip
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     browser = selenium.Chrome(options, selenium.ChromeService(driver))
     browser.get("about:blank")  # away from the browser's own first page
-    yield browser
-    browser.quit()
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    with browsing(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 class Page:
