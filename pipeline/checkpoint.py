@@ -28,7 +28,8 @@ from efficientface.pipeline.artifact import (
     write_json,
     write_manifest,
 )
-from efficientface.pipeline.config import DistillConfig
+from efficientface.pipeline.config import DistillConfig, TrainConfig
+from efficientface.pipeline.curves import Curves
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +109,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def trained_before(
-    folder: Path, kind: str, made_from: dict[str, Any], settings: dict[str, Any], remedy: str
+    folder: Path, kind: str, made_from: dict[str, Any], settings: dict[str, Any], config: TrainConfig, remedy: str
 ) -> dict[str, Any] | None:
     """The manifest of a network that is trained already; FerError if from other things or by other settings.
 
-    None where it is still to be trained.
+    None where it is still to be trained. Its curves are drawn now if they were not asked for then.
     """
     if not is_finished(folder):
         return None
@@ -121,6 +122,7 @@ def trained_before(
     check_files(folder, manifest)
     (folder / CHECKPOINT).unlink(missing_ok=True)  # killed between the manifest and this, finish_model left it
     log.info("%s: already trained, %s", kind, folder)
+    Curves(folder, config).tell(read_metrics(folder), finished=True)
     return manifest
 
 

@@ -1,5 +1,6 @@
-"""Progress on stderr: a live bar on a terminal, nothing where output goes to a file."""
+"""Progress on stderr: a live bar on a terminal, nothing where output goes to a file or `fer -q` asks for quiet."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,7 +19,7 @@ def progress(what: str, total: int, unit: str = "faces") -> Iterator[Callable[[i
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal or _quiet()) as bar:
         task = bar.add_task(what, total=total, rate="")
 
         def advance(count: int) -> None:
@@ -32,8 +33,13 @@ def progress(what: str, total: int, unit: str = "faces") -> Iterator[Callable[[i
 def working(what: str) -> Iterator[None]:
     """A sign of life while something runs whose steps cannot be counted."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or _quiet():
         yield
         return
     with console.status(what):
         yield
+
+
+def _quiet() -> bool:
+    """Whether our messages were turned off; a program that uses the package says nothing about them, level 0."""
+    return logging.getLogger("efficientface").level > logging.INFO
