@@ -3,6 +3,7 @@
 import json
 import sqlite3
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -33,8 +34,7 @@ def interrupted(run, monkeypatch):
         monkeypatch.setattr(train, "train_epoch", real)
         result = fer("distill", run, *SMALL, *options)
         assert result.exit_code == 0, result.output
-        text = (run / "students" / "s" / "metrics.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        return pd.read_json(run / "students" / "s" / "metrics.jsonl", lines=True).to_dict("records")
 
     return training
 

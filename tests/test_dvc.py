@@ -62,7 +62,7 @@ def run(tmp_path, monkeypatch):
         )
     for name, cache in (("ldl", "distributions"), ("a.b", "distributions-oof")):
         references = {"faces": run / "faces", "distributions": run / cache}
-        model(run / "students" / name, "student", references, size=48, name="" if name == "ldl" else name)
+        model(run / "students" / name, "student", references, size=48, loss="ldl", name="" if name == "ldl" else name)
     return run
 
 
@@ -75,7 +75,7 @@ def printed(run) -> str:
 def test_stages_have_their_commands_inputs_and_outputs(run):
     stages = yaml.safe_load(printed(run))["stages"]
     assert list(stages) == ["align", "teach", "teach-oof", "distill-a_b", "distill-ldl"]
-    assert stages["align"]["cmd"] == "fer align 'photos \\${x}' 'my run' --eye-distance 0.42 --crop 64"
+    assert stages["align"]["cmd"] == "fer align 'photos \\${x}' 'my run' --crop 64 --eye-distance 0.42"
     assert stages["align"]["deps"] == ["photos \\${x}"]
     assert stages["teach"]["outs"][0] == "my run/distributions"
     assert "my run/teacher/config.json" in stages["teach"]["outs"]
@@ -111,4 +111,4 @@ def test_dvc_reads_it(run):
     dot = dvc("dag", "--dot").replace('"', "")
     for edge in ("align -> teach", "teach -> distill-ldl", "teach-oof -> distill-a_b", "align -> distill-ldl"):
         assert edge in dot
-    assert "> fer align 'photos ${x}' 'my run' --eye-distance 0.42" in dvc("repro", "--dry")
+    assert "> fer align 'photos ${x}' 'my run' --crop 64 --eye-distance 0.42" in dvc("repro", "--dry")
