@@ -142,7 +142,7 @@ WITH_TEACHERS = [
         pytest.param(
             WITH_TEACHERS,
             ["teach a", "teach a --cache oof", "teach a --cache own", "distill a"],
-            marks=pytest.mark.slow,
+            marks=[pytest.mark.slow, pytest.mark.timeout(1200)],
         ),
     ],
 )
