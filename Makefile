@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-web web torture rubbish lint docs bench wheel clean
+.PHONY: demo test test-slow test-web web torture rubbish lint docs figures site bench wheel clean
 
 demo: $(STAMP)
 	$(BIN)/fer demo
@@ -43,6 +43,16 @@ lint: $(STAMP)
 # Writes docs/cli.md from the commands' help; CI fails when it is stale.
 docs: $(STAMP)
 	$(BIN)/python tests/write_cli_reference.py docs/cli.md
+
+# The figures of docs/method.md.
+figures: $(STAMP)
+	$(BIN)/python docs/figures.py
+
+# The documentation as a site, SITE/index.html; a warning is an error, and so is a page that asks another host.
+SITE ?= build/site
+site: $(STAMP)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -d $(SITE).doctrees docs $(SITE)
+	$(BIN)/python tests/check_site.py $(SITE)
 
 # The table of docs/results.md, "The cache": about five minutes; then that of docs/scaling.md at smaller sizes. For ten million
 # faces: benchmarks/scale.py --faces 10000000

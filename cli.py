@@ -19,9 +19,11 @@ import click
 from efficientface import FerError, __version__
 from efficientface.pipeline.artifact import MODELS
 from efficientface.pipeline.config import (
+    CONFIGS,
     NORMALISATIONS,
     PRESETS,
     PUBLISHED,
+    TOLD_BY,
     AlignConfig,
     DemoConfig,
     DistillConfig,
@@ -96,11 +98,43 @@ class OneLine(logging.Formatter):
     """A message is one line of text, whatever is in the names that it tells."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return sentence(record.getMessage())
+        return sentence(super().format(record))
+
+
+log = logging.getLogger("efficientface")
+FILE_OF_OPTIONS = "efficientface.options"  # in click's context: the file that --config names, and its tables
+
+
+class FerCommand(click.Command):
+    """Takes from the file of --config what is not typed."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        path, tables = ctx.meta.get(FILE_OF_OPTIONS, (None, {}))
+        words: list[str] = []
+        above: click.Context | None = ctx
+        while above is not None and above.parent is not None:
+            words, above = [str(above.info_name), *words], above.parent
+        for word in words:
+            tables = tables.get(word, {})
+        if isinstance(tables, list):
+            given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            tables = _meant(path, words[-1], tables, given)
+        options = _by_name(self)
+        ctx.default_map = {str(options[name].name): value for name, value in tables.items()}
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for name in _given():
+            typed = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+            log.debug("%s %s, %s", name, ctx.params[name], "typed" if typed else f"from {ctx.meta[FILE_OF_OPTIONS][0]}")
+        return super().invoke(ctx)
 
 
 class FerGroup(click.Group):
     """Shows a FerError, and what the system refuses, as one line, status 1. Another error is our bug: a traceback."""
+
+    command_class = FerCommand
+    group_class = type
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -198,26 +232,112 @@ def configured(
     config: type[TrainConfig], preset: str | None, options: dict[str, Any], before: dict[str, Any] | None = None
 ) -> Any:
     """The settings that the options make: with a preset, or settings from `before`, those that were typed win."""
-    typed = {name: value for name, value in options.items() if name in _typed()}
+    given = {name: value for name, value in options.items() if name in _given()}
     if preset is not None:
-        return with_preset(config, preset, **typed)
+        return with_preset(config, preset, **given)
     known = {name: value for name, value in (before or {}).items() if name in options}
-    return config(**{**options, **known, **typed})
+    return config(**{**options, **known, **given})
 
 
-def _typed() -> list[str]:
-    """Names of the parameters that stand on the command line."""
-    context = click.get_current_context()
-    given = click.core.ParameterSource.COMMANDLINE
-    return [name for name in context.params if context.get_parameter_source(name) is given]
+def _given() -> list[str]:
+    """Names of the parameters that stand on the command line or in the file of --config."""
+    context, source = click.get_current_context(), click.core.ParameterSource
+    given = (source.COMMANDLINE, source.DEFAULT_MAP)
+    return [name for name in context.params if context.get_parameter_source(name) in given]
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    """The tables of a file for --config, every value checked; FerError names the file and the key."""
+    import tomllib
+
+    try:
+        tables = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise FerError(f"{path} cannot be read ({error.strerror}); give --config a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FerError(f"{path} is not TOML ({error}); mend it") from error
+    _check_tables(path, tables, cli)
+    return tables
+
+
+def _check_tables(path: Path, tables: dict[str, Any], group: click.Group, within: str = "") -> None:
+    for name, table in tables.items():
+        command, words = group.commands.get(name), within + name
+        if command is None:
+            known = ", ".join(within + known for known in sorted(group.commands))
+            raise FerError(f"{path}: {words!r} is no command of fer; tables are called {known}")
+        several = isinstance(table, list) and words in TOLD_BY
+        if not all(isinstance(one, dict) for one in (table if several else [table])):
+            raise FerError(f"{path}: {words} is not a table; write [{words}] above its options")
+        if isinstance(command, click.Group):
+            _check_tables(path, table, command, words + ".")
+            continue
+        options = _by_name(command)
+        for one in table if several else [table]:
+            for key, value in one.items():
+                if key not in options:
+                    typed = f"fer {words.replace('.', ' ')}"
+                    raise FerError(f"{path}: [{words}] has {key!r}, no option of {typed}; {typed} --help lists them")
+                wanted = _wanted(options[key], value)
+                if wanted:
+                    raise FerError(f"{path}: {key} of [{words}] is {value!r}; give {wanted}")
+
+
+def _by_name(command: click.Command) -> dict[str, click.Option]:
+    """A command's options by their long names without the dashes."""
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    return {max(option.opts, key=len).lstrip("-"): option for option in options}
+
+
+def _wanted(option: click.Option, value: Any) -> str | None:
+    """What an option takes in place of `value`; None where it takes that. Numbers are as strict as TOML has them."""
+    if option.multiple or option.nargs != 1:
+        count = "" if option.nargs == 1 else f"{option.nargs} "
+        if not isinstance(value, list) or count and len(value) != option.nargs:
+            return f"a list of {count}texts"
+        return next((f"in it {wanted}" for one in value if (wanted := _one_wanted(option, one))), None)
+    return _one_wanted(option, value)
+
+
+def _one_wanted(option: click.Option, value: Any) -> str | None:
+    kind = option.type
+    if option.is_flag:
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(kind, click.Choice):
+        return None if value in kind.choices else f"one of {', '.join(map(str, kind.choices))}"
+    if kind is click.FLOAT:
+        return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    if kind is click.INT or isinstance(kind, click.IntRange):
+        fits = isinstance(value, int) and not isinstance(value, bool)
+        low = getattr(kind, "min", None)
+        return None if fits and (low is None or value >= low) else "a whole number" + (f" from {low}" if low else "")
+    return None if isinstance(value, str) else "a text in quotes"
+
+
+def _meant(path: Path, command: str, tables: list[dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
+    """Of several tables of a command the one that the typed options tell; without these the one with the defaults."""
+    about = {option: getattr(CONFIGS[command], option) for option in TOLD_BY[command]}
+    typed = {option: given[option] for option in about if given.get(option) is not None}
+    fitting = [table for table in tables if all(table.get(o, about[o]) == value for o, value in typed.items())]
+    if len(fitting) > 1:
+        usual = {option: value for option, value in about.items() if option not in typed}
+        fitting = [table for table in fitting if all(table.get(o, value) == value for o, value in usual.items())]
+    if len(fitting) != 1:
+        options = " or ".join(f"--{option}" for option in about)
+        raise FerError(f"{path} has {len(tables)} tables [[{command}]]; say by {options} which is meant")
+    return fitting[0]
 
 
 def one_network(config: type[TrainConfig]) -> Callable[[Command], Command]:
-    """--init and --seed of what trains one network."""
+    """--init, --seed and where curves are shown, of what trains one network."""
     init = "Start from a finished model's weights; its last layer only if the classes are the same."
 
     def decorate(command: Command) -> Command:
         command = setting(config, "seed", "Seeds weights, order of faces and crops.")(command)
+        command = click.option(
+            "--mlflow", is_flag=True, help="Tell MLflow each epoch (extra `mlflow`): RUN/mlflow.db."
+        )(command)
+        command = click.option("--tensorboard", is_flag=True, help="Leave the curves in RUN/tensorboard too.")(command)
         return setting(config, "init", init, metavar="FOLDER")(command)
 
     return decorate
@@ -273,7 +393,19 @@ def _names(text: str | None) -> list[str] | None:
 
 @click.group(cls=FerGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="fer")
-def cli() -> None:
+@click.option(
+    "--config",
+    "file",
+    type=PATH,
+    metavar="FILE",
+    help="TOML with options, a table a command; what is typed wins. fer status RUN --config prints one.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Only results, warnings and errors: no progress.")
+@click.option(
+    "--verbose", "-v", is_flag=True, help="Also the time of each message, and which options were given where."
+)
+@click.pass_context
+def cli(ctx: click.Context, file: Path | None, quiet: bool, verbose: bool) -> None:
     """Facial-expression recognition with small networks, distilled offline.
 
     \b
@@ -281,10 +413,15 @@ def cli() -> None:
     fer teach    faces -> a teacher and every face's label distribution
     fer distill  faces and distributions -> a small student
     """
+    if quiet and verbose:
+        raise FerError("--quiet and --verbose contradict each other; give one of them")
     # to stderr; stdout is for results; of several processes the first one speaks for all
     to_stderr = logging.StreamHandler()
-    to_stderr.setFormatter(OneLine())
+    to_stderr.setFormatter(OneLine("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
     logging.basicConfig(level=logging.INFO if speaks() else logging.WARNING, handlers=[to_stderr])
+    log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose and speaks() else logging.NOTSET)
+    if file is not None:
+        ctx.meta[FILE_OF_OPTIONS] = file, _read_options(file)
 
 
 @cli.command()
@@ -393,7 +530,7 @@ def teach(
     from efficientface.pipeline import teach as stage
     from efficientface.pipeline.status import settings_before
 
-    if more_views and (others := [n for n in _typed() if n not in ("run", "more_views", "as_json", *ADDING)]):
+    if more_views and (others := [n for n in _given() if n not in ("run", "more_views", "as_json", *ADDING)]):
         named = ", ".join(
             f"--{ {'checkpoints': 'checkpoint', 'job': 'shard'}.get(name, name) }".replace("_", "-") for name in others
         )
@@ -859,18 +996,45 @@ def issues(path: Path, top: int, as_csv: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run", type=RUN)
+@click.option(
+    "--config", "as_config", is_flag=True, help="Print all settings of finished stages, as fer --config reads."
+)
 @output_options
-def status(run: Path, as_csv: bool, as_json: bool) -> None:
+def status(run: Path, as_config: bool, as_csv: bool, as_json: bool) -> None:
     """Say which stages of RUN are done, stale or missing, and the next command.
 
     \b
     Example:
         fer status runs/first
+        fer status runs/first --config > first.toml
     """
     from efficientface.pipeline import status as stage
 
+    if as_config:
+        from efficientface.pipeline.repeat import configuration
+
+        if as_csv or as_json:
+            raise FerError("--config prints TOML; leave out --json and --csv")
+        click.echo(configuration(run), nl=False)
+        return
     result = stage.status(run)
     _print(result, as_json, stage.status_tables, result["stages"] if as_csv else None)
+
+
+@cli.command()
+@click.argument("run", type=RUN)
+def dvc(run: Path) -> None:
+    """Print a dvc.yaml of RUN's finished stages: the command of each, what it reads and what it leaves.
+
+    Paths are relative to where you are, the folder for the file.
+
+    \b
+    Example:
+        fer dvc runs/first > dvc.yaml
+    """
+    from efficientface.pipeline import repeat
+
+    click.echo(repeat.dvc(run), nl=False)
 
 
 @cli.command()

@@ -27,13 +27,15 @@ from efficientface.pipeline.artifact import (
     is_finished,
     read_config,
     read_manifest,
+    read_metrics,
     reference_to,
     refuse_other,
     replacing,
     write_json,
     write_manifest,
 )
-from efficientface.pipeline.config import DistillConfig
+from efficientface.pipeline.config import DistillConfig, TrainConfig
+from efficientface.pipeline.curves import Curves
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +108,11 @@ def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[s
 
 
 def trained_before(
-    folder: Path, kind: str, made_from: dict[str, Any], settings: dict[str, Any], remedy: str
+    folder: Path, kind: str, made_from: dict[str, Any], settings: dict[str, Any], config: TrainConfig, remedy: str
 ) -> dict[str, Any] | None:
     """The manifest of a network that is trained already; FerError if from other things or by other settings.
 
-    None where it is still to be trained.
+    None where it is still to be trained. Its curves are drawn now if they were not asked for then.
     """
     if not is_finished(folder):
         return None
@@ -119,6 +121,7 @@ def trained_before(
     check_files(folder, manifest)
     (folder / CHECKPOINT).unlink(missing_ok=True)  # killed between the manifest and this, finish_model left it
     log.info("%s: already trained, %s", kind, folder)
+    Curves(folder, config).tell(read_metrics(folder), finished=True)
     return manifest
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 from efficientface import FerError
 
 # Settings that do not change the result: an interrupted training may go on with others.
-MACHINE = ("device", "workers", "preset", "given")
+MACHINE = ("device", "workers", "tensorboard", "mlflow", "preset", "given")
 
 # R, G, B mean and standard deviation (0-1) by which the authors' code normalises each data set
 NORMALISATIONS = {
@@ -108,6 +108,8 @@ class TrainConfig:
     device: str = "cpu"
     precision: str = "fp32"  # `bf16` and `fp16` by autocast
     workers: int = 0  # threads that decode and crop; 0: one a core
+    tensorboard: bool = False  # the metrics in RUN/tensorboard/ too
+    mlflow: bool = False  # and in MLflow's store
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -222,6 +224,16 @@ class PretrainConfig(TrainConfig):
         _one_of("--modulation", self.modulation, ("multiply", "add"))
         _name("--name", self.name)
 
+
+# The commands whose settings a run keeps; and where a run, or the file of --config, has several of a command, the
+# options that say which.
+CONFIGS: dict[str, type] = {
+    "align": AlignConfig,
+    "teach": TeachConfig,
+    "distill": DistillConfig,
+    "pretrain": PretrainConfig,
+}
+TOLD_BY = {"teach": ("cache",), "distill": ("name", "loss"), "pretrain": ("name", "arch")}
 
 # The settings of the paper and of the authors' code: equation (5)'s scale, SGD, 100 epochs. They are this program's
 # defaults too, and written out, so that a preset means the same when a default changes.

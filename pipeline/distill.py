@@ -70,7 +70,7 @@ def write_student(inputs: Inputs, run: Path, folder: Path, config: DistillConfig
             temperature = fitted_temperature(cache)
         made_from["distributions"] = reference_to(cache, folder)
     settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}
-    if trained := trained_before(folder, "student", made_from, settings, BESIDE):
+    if trained := trained_before(folder, "student", made_from, settings, config, BESIDE):
         return {"student": str(folder), **trained["facts"]["best"]}
 
     train, judge = training_faces(inputs, cached, config), inputs.labelled(config.choose_on)

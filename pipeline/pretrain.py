@@ -53,7 +53,7 @@ def write_network(inputs: Inputs, folder: Path, config: PretrainConfig) -> dict[
     made_from = {"faces": reference_to(inputs.folder, folder), **init_reference(config.init, folder)}
     init, config = config.init, replace(config, init=made_from.get("init", {}).get("path", ""))
     settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}
-    if trained := trained_before(folder, "identities", made_from, settings, BESIDE):
+    if trained := trained_before(folder, "identities", made_from, settings, config, BESIDE):
         return {"identities": str(folder), **trained["facts"]["best"]}
 
     train, judge = inputs.labelled("train"), inputs.labelled(config.choose_on)

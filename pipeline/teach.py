@@ -131,7 +131,7 @@ def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig, without: np
     settings = {name: value for name, value in asdict(config).items() if name not in (*LABELLING, *MACHINE)}
     if without is not None:
         settings |= {"folds": config.folds, "fold": folder.name}
-    if trained_before(folder, "teacher", made_from, settings, AS_IT_IS):
+    if trained_before(folder, "teacher", made_from, settings, config, AS_IT_IS):
         return
     train, judge = inputs.labelled("train", without), inputs.labelled(config.choose_on)
     check_classes(train, inputs.folder)

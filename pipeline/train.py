@@ -28,6 +28,7 @@ from efficientface.models.batch_norm import BatchNormOfAllRanks
 from efficientface.pipeline.artifact import write_text
 from efficientface.pipeline.checkpoint import CHECKPOINT, METRICS, Checkpoint
 from efficientface.pipeline.config import MACHINE, TrainConfig
+from efficientface.pipeline.curves import Curves
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.losses import balanced_weights, label_loss
 from efficientface.pipeline.predict import predict
@@ -93,6 +94,8 @@ def fit(
         log.info("going on after epoch %d of %d", len(lines), config.epochs)
     elif rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
+    curves = Curves(folder, config)
+    curves.tell(lines)
     shown = np.zeros(len(train), np.int64)  # how often the network has seen each face
     for epoch in range(len(lines)):
         shown += np.bincount(epoch_order(train.label, config, epoch), minlength=len(train))
@@ -124,12 +127,14 @@ def fit(
             done = {"settings": settings, "lines": lines, "scaler": scaler.state_dict()}
             checkpoint.save(model, optimizer, best, done)
             write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+            curves.tell(lines)
             log.info(
                 "epoch %3d/%d  loss %.4f  val accuracy %.2f %%  %.0f faces/s",
                 epoch + 1, config.epochs, mean_loss, 100 * accuracy, lines[-1]["faces_per_second"],
             )  # fmt: skip
     if rank == 0:  # an interruption between checkpoint and metrics leaves a line too few
         write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+    curves.tell(lines, finished=True)
     return best, best_line(lines)
 
 

@@ -1,4 +1,4 @@
-"""Runs the README's by-hand commands and fails if one fails or prints other lines than the README shows.
+"""Runs the by-hand commands of pages, in one folder, and fails if one fails or prints other lines than the page shows.
 
 Blocks marked ```console: a line after `$ ` is a command, the lines below it what it printed. Numbers differ from
 machine to machine, so a printed line is compared without its digits, bars and spacing, whichever expression or split it
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def blocks(text: str) -> list[tuple[str, list[str]]]:
-    """(command, printed lines) in the README's order; blocks marked `console` alone."""
+    """(command, printed lines) in the page's order; blocks marked `console` alone."""
     found: list[tuple[str, list[str]]] = []
     for block in re.findall(r"^```console\n(.*?)^```", text, re.M | re.S):
         for line in block.splitlines():
@@ -30,8 +30,13 @@ def plain(line: str) -> str:
     return re.sub(r"[\d.,%█▏▎▍▌▋▊▉░·\s-]+", " ", line).strip()
 
 
-def main(readme: str, folder: str) -> None:
+def main(*pages: str, folder: str) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
+    for page in pages:
+        run(page, folder)
+
+
+def run(readme: str, folder: str) -> None:
     commands = blocks(Path(readme).read_text())
     if not commands:
         sys.exit(f"{readme} shows no commands")
@@ -46,9 +51,9 @@ def main(readme: str, folder: str) -> None:
         printed = {plain(line) for line in done.stdout.splitlines()}
         missing = [line for line in shown if line.strip() != "..." and plain(line) not in printed]
         if missing:
-            sys.exit(f"the README shows lines that were not printed:\n{chr(10).join(missing)}\n--\n{done.stdout}")
+            sys.exit(f"{readme} shows lines that were not printed:\n{chr(10).join(missing)}\n--\n{done.stdout}")
     print(f"{len(commands)} commands of {readme} ran and printed what it shows")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:-1], folder=sys.argv[-1])

@@ -112,7 +112,7 @@ def test_the_versions_in_the_docs_are_the_codes():
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
@@ -124,6 +124,6 @@ def test_the_readme_names_every_module():
 
 
 def test_nothing_is_left_to_be_filled_in():
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         left = re.findall(r"^[A-Z0-9]+[A-Z0-9-]{4,}$|\b(?:TODO|FIXME|TBD)\b", path.read_text(), re.M)
         assert not left, f"{path.name}: {left}"

@@ -56,7 +56,7 @@ def test_pyarrow(cache, blends):
     assert str(boxes.type) == "fixed_size_list<element: fixed_size_list<element: uint16>[4]>[2]"
 
 
-def test_hugging_face_datasets_opens_faces(run, tmp_path):
+def test_hugging_face_datasets_opens_faces_and_distributions(run, cache, tmp_path):
     pytest.importorskip("datasets")
     # in a process of its own: it sets up caches and logging on import
     code = (
@@ -65,8 +65,13 @@ def test_hugging_face_datasets_opens_faces(run, tmp_path):
         "face = faces[4]\n"
         "print(len(faces), faces.features['label'].names, face['image'].size, face['face_id'], face['label'],"
         " len(face['votes']), faces[60]['image'])\n"
+        "opinions = datasets.load_dataset('parquet', data_files=sys.argv[2] + '/*.parquet', split='train')\n"
+        "print(len(opinions), opinions[7]['face_id'], round(sum(opinions[7][name] for name in sys.argv[3:]), 5),"
+        " len(opinions[7]['view_box']))\n"
     )
     home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, "-c", code, run / "faces"], capture_output=True, text=True, env=home)
+    done = subprocess.run(
+        [sys.executable, "-c", code, run / "faces", cache, *CLASSES], capture_output=True, text=True, env=home
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "61 ['neutral', 'happiness', 'sadness'] (64, 64) face-004.png 1 3 None\n"
+    assert done.stdout == "61 ['neutral', 'happiness', 'sadness'] (64, 64) face-004.png 1 3 None\n200 7.jpg 1.0 2\n"
