@@ -155,15 +155,14 @@ def aligning(root: Path, count: int, views: int) -> Steps:
     folder.mkdir(parents=True)
     with steps.step("align: plan"):
         inputs = read_photographs({"": root / "source"}, config)
-        plan = align.plan_of(inputs, config)
+        plan = align.plan_of(inputs, config, folder)
         align.begin(folder, plan)
     with steps.step("align: faces/ written by the stand-in"):
         shards = write_shards(folder, inputs.photos, plan["digest"], config)
-    with steps.step("align: counts and manifest"):
-        facts = align.tally(shards, inputs, "source")
-        align.finish(folder, shards, inputs, plan, facts)
     with steps.step("align: duplicates"):
         align.report_duplicates(shards, inputs.classes, root / "run" / align.DUPLICATES)
+    with steps.step("align: counts, duplicates once more, manifest"):
+        align.finish(folder, root / "run", plan)
     return steps
 
 

@@ -669,8 +669,8 @@ def _begin(folder: Path, plan: dict[str, Any], job: Job | None = None) -> None:
     jobs = {} if job is None else {JOBS: job.of}
     if path.exists():
         try:
-            begun = untrusted.read_json(path)
-            begun = {part: dict(begun[part]) for part in ("settings", "made_from")}
+            begun = dict(untrusted.read_json(path))
+            begun |= {part: dict(begun[part]) for part in ("settings", "made_from")}
         except (ValueError, KeyError, TypeError):
             raise FerError(f"{path} is damaged; remove {folder} and run fer teach again") from None
         given = json.loads(json.dumps(plan))

@@ -49,7 +49,7 @@ def _listed(path: Path, rows: pa.Table, split: str) -> tuple[np.ndarray, dict[st
     try:
         lines = [line for line in untrusted.read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
         raise FerError(
             f"--subset {path} cannot be read ({reason}); give a list of file names, a photograph a line, or pose:30"
         ) from error

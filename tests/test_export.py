@@ -289,7 +289,7 @@ def test_what_cannot_be_done_is_said(exported, tmp_path, monkeypatch):
         f"{tmp_path}/a.pt2 does not end in .onnx or .pt; give a file's name such as student.onnx"
     )
     assert refused(fer("export", model, tmp_path / "a.pt", "--fp16")) == (
-        "--fp16 and --int8 are about ONNX; give a name that ends in .onnx, or leave them out"
+        "--fp16, --int8 and --maps are about ONNX; give a name that ends in .onnx, or leave them out"
     )
     assert refused(fer("export", model, tmp_path / "a.onnx", "--fp16", "--int8")) == (
         "--fp16 and --int8 each say how numbers are stored; give one of them"

@@ -290,7 +290,7 @@ def configured(monkeypatch):
 
     got = []
     monkeypatch.setattr(distill, "run", lambda run, config: got.append(config) or {})
-    monkeypatch.setattr(teach, "run", lambda run, config, checkpoints, more: got.append(config) or {})
+    monkeypatch.setattr(teach, "run", lambda run, config, *others: got.append(config) or {})
 
     def command(*words):
         result = fer(words[0], "RUN", *words[1:])

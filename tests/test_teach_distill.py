@@ -114,7 +114,7 @@ def test_a_killed_labelling_goes_on_with_the_missing_shards(original, tmp_path):
     assert [box.tolist() for face in again["view_box"] for box in face] == [
         box.tolist() for face in whole["view_box"] for box in face
     ]
-    assert refused(fer("teach", run, *options)) == (
+    assert refused(fer("teach", run, *options, "--shard-faces", 8192)) == (
         f"{run}/distributions is finished with other settings (shard_faces 20, now 8192); "
         "give --cache NAME to write beside it, or remove it"
     )
