@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-web web torture rubbish lint docs figures site bench wheel clean
+.PHONY: demo test test-slow test-processes test-web web torture rubbish lint docs figures site bench wheel clean
 
 demo: $(STAMP)
 	$(BIN)/fer demo
@@ -15,6 +15,10 @@ test: $(STAMP)
 # What takes minutes: whole runs, several processes.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# What starts torchrun, SLURM's processes and Dask's workers: a minute or two.
+test-processes: $(STAMP)
+	$(BIN)/python -m pytest -m "processes and not slow"
 
 # The tables of docs/reliability.md: every stage stopped at random moments, at every rename, and by a full disk.
 torture: $(STAMP)

@@ -36,6 +36,7 @@ def kill_one(client, folder, done=3):
     return thread, seen
 
 
+@pytest.mark.processes
 def test_two_workers_one_killed_leave_what_one_process_leaves(tmp_path):
     photos = write_photos(tmp_path / "photos", 40)
     align.run(photos, tmp_path / "one", CONFIG)

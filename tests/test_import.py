@@ -149,6 +149,7 @@ def test_other_classes_are_given_in_the_files_order(student, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_imported_teacher_and_student_work_in_a_run(tmp_path):
     """A ResNet that has learned the faces, saved as the authors would, labels them again; then both are judged."""
     run, names = tmp_path / "run", ",".join(CLASSES[:3])

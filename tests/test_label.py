@@ -272,6 +272,7 @@ def test_folds_without_a_teacher_of_all_faces_leave_that_one_missing(folded, tmp
     assert result["next"] == f"fer distill {run} --cache oof"
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_of_folds_goes_on_by_the_next_command(run, monkeypatch):
     from efficientface.pipeline import train
 

@@ -128,6 +128,7 @@ def test_a_copy_serves_one_command_at_a_time(tmp_path):
     first.lock.release()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reached_is_one_sentence(server, tmp_path, monkeypatch):
     told = fer("align", "s3://nowhere/photos", tmp_path / "run", status=1)
     assert told.startswith("s3://nowhere/photos ")

@@ -89,6 +89,7 @@ def assert_same_distributions(one, other, within):
     np.testing.assert_allclose(ours.view_distribution, theirs.view_distribution, rtol=0, atol=within)
 
 
+@pytest.mark.processes
 def test_two_processes_under_torchrun_make_what_one_makes(alone, tmp_path):
     run = tmp_path / "run"
     write_faces(run, count=158)
@@ -98,6 +99,7 @@ def test_two_processes_under_torchrun_make_what_one_makes(alone, tmp_path):
     assert_same_distributions(alone / "distributions", run / "distributions", within=1e-4)
 
 
+@pytest.mark.processes
 def test_four_processes_under_srun_make_what_one_makes(alone, run, tmp_path):
     ended = together(tmp_path / "log", *[[distill(run)]] * 4, variables=srun_variables)
     assert [one.status for one in ended] == [0] * 4, ended
@@ -116,12 +118,14 @@ def test_balanced_draws_are_those_of_one_process(run, tmp_path, world):
     assert_same_network(run / "students" / "one", run / "students" / "several")
 
 
+@pytest.mark.processes
 def test_batch_norm_is_that_of_one_process_also_where_a_rank_has_no_face(tmp_path):
     """In fp64, so that only a wrong formula makes a difference: four ranks, batches of six and of three faces."""
     for gradients, buffers in exact(tmp_path / "log", world=4):
         assert max(gradients + buffers) < 1e-12
 
 
+@pytest.mark.processes
 def test_a_dead_rank_ends_all_and_one_process_goes_on(alone, run, tmp_path):
     student = [distill(run)]
     ended = together(tmp_path / "two", student, student, spoiled={1: killed_in_second_epoch})
@@ -146,6 +150,7 @@ def test_four_processes_go_on_with_what_one_began(alone, run, tmp_path):
     assert_same_network(alone / "students" / "ldl", run / "students" / "ldl")
 
 
+@pytest.mark.processes
 def test_labelling_goes_on_with_another_number_to_the_same_bits(alone, run, tmp_path):
     again = [teach(run, "--checkpoint", alone / "teacher", "--cache", "again")]
     (ended,) = together(tmp_path / "one", again, spoiled={0: killed_at_second_shard})
@@ -156,6 +161,7 @@ def test_labelling_goes_on_with_another_number_to_the_same_bits(alone, run, tmp_
     assert_same_distributions(alone / "distributions", run / "distributions-again", within=0)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "what",
     ["faces", "missing", *(pytest.param(one, marks=pytest.mark.slow) for one in ("folder", "seed", "version", "loss"))],
