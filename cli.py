@@ -145,6 +145,8 @@ class FerGroup(click.Group):
                 return result
         except KeyboardInterrupt as error:
             number = error.args[0] if error.args else signal.SIGINT
+            if not speaks():
+                ctx.exit(128 + number)
             raise Interrupted(number) from error
         except SaidByAnother:
             ctx.exit(1)
@@ -237,6 +239,12 @@ def configured(
         return with_preset(config, preset, **given)
     known = {name: value for name, value in (before or {}).items() if name in options}
     return config(**{**options, **known, **given})
+
+
+def _typed() -> list[str]:
+    """Names of the parameters that stand on the command line."""
+    context, source = click.get_current_context(), click.core.ParameterSource
+    return [name for name in context.params if context.get_parameter_source(name) is source.COMMANDLINE]
 
 
 def _given() -> list[str]:
@@ -530,7 +538,7 @@ def teach(
     from efficientface.pipeline import teach as stage
     from efficientface.pipeline.status import settings_before
 
-    if more_views and (others := [n for n in _given() if n not in ("run", "more_views", "as_json", *ADDING)]):
+    if more_views and (others := [n for n in _typed() if n not in ("run", "more_views", "as_json", *ADDING)]):
         named = ", ".join(
             f"--{ {'checkpoints': 'checkpoint', 'job': 'shard'}.get(name, name) }".replace("_", "-") for name in others
         )
@@ -1038,7 +1046,7 @@ def dvc(run: Path) -> None:
 
 
 @cli.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=RUN)
 @click.option("--out", type=PATH, metavar="FILE", help="The page; RUN/report.html if not given.")
 @click.option("--no-faces", is_flag=True, help="Leave out every picture: faces are personal data.")
 @click.option("--seed", default=0, help="Other faces for another number.")
@@ -1061,7 +1069,7 @@ def report(run: Path, no_faces: bool, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=RUN)
 @click.option("--out", type=PATH, metavar="FILE", help="Write it there, such as README.md, instead of printing it.")
 @click.option("--license", "licence", metavar="ID", help="Hugging Face's name of the licence that you choose.")
 def card(path: Path, out: Path | None, licence: str | None) -> None:
@@ -1192,7 +1200,7 @@ def _print(
     if not speaks():
         return
     if MIRROR in sys.modules:
-        result, csv_rows = json.loads(by_address(json.dumps([result, csv_rows])))
+        result, csv_rows = json.loads(by_address(json.dumps([result, csv_rows], ensure_ascii=False)))
     if csv_rows is not None:
         from efficientface.pipeline import show
 

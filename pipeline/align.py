@@ -101,6 +101,8 @@ def write_faces(
     client: Any,
 ) -> dict[str, Any]:
     """As run; `client` is one of Dask, or None."""
+    from efficientface.pipeline import mirror  # here, since --help imports none of it
+
     began = time.monotonic()
     sources = source if isinstance(source, dict) else {"": source}
     if job is not None and replace:
@@ -123,6 +125,10 @@ def write_faces(
         try:
             swap(run)
             work = folder
+            if replace and is_finished(folder) and client is not None and mirror.of(folder) is not None:
+                raise FerError(
+                    "--replace at an address is done here alone; leave out --cluster, or remove faces/ there"
+                )
             if replace and is_finished(folder):  # finished faces stay until there are others
                 work = run / ANEW
                 work.mkdir(exist_ok=True)
@@ -680,7 +686,7 @@ def report_duplicates(
         counts.append({"split": split, "twin_split": twin_split, "equal": equal, "near": near, "other_label": other})
         notes.append(
             f"Both in {split} and in {twin_split}: {plural(equal, 'photograph')} byte for byte and {near:,} nearly; "
-            f"{other:,} with another label (first {first['face_id']} and {first['twin']}; all in {table})."
+            f"{other:,} with another label (first {first['face_id']} and {first['twin']}; all in {table.name})."
         )
     return counts, notes
 

@@ -124,10 +124,13 @@ class Elsewhere:
         from efficientface.pipeline.mirror import get_whole
 
         for path, digest in self.task.needs:
-            if not path.is_file() or digest_file(path) != digest:
+            if self.folder not in path.parents:
+                check_seen(path, digest)
+            elif not path.is_file() or digest_file(path) != digest:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 get_whole(self.address, path.relative_to(self.folder).as_posix(), path)
         self.task.path.parent.mkdir(parents=True, exist_ok=True)
+        self.task.path.unlink(missing_ok=True)  # of an earlier run at this address: only what it lacks is asked for
         self.task.make()
         system, root = storage(self.address)
         with talking_to(self.address):

@@ -13,6 +13,7 @@ from typing import Any
 
 from efficientface import FerError
 from efficientface.pipeline.config import TrainConfig
+from efficientface.pipeline.launch import speaks
 
 Lines = list[dict[str, Any]]
 MEASURES = ("loss", "val_accuracy", "val_cross_entropy", "lr", "seconds", "faces_per_second")
@@ -20,11 +21,11 @@ NO_PARAMETER = ("tensorboard", "mlflow", "given")  # of the settings, those that
 
 
 class Curves:
-    """What --tensorboard and --mlflow ask for, about the training in `folder`; of torchrun's processes the first's."""
+    """What --tensorboard and --mlflow ask for, about the training in `folder`; of several processes the first's."""
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self.told: list[TensorBoard | MLflow] = []
-        if os.environ.get("RANK", "0") != "0":
+        if not speaks():
             return
         run = folder.parent if folder.name == "teacher" else folder.parent.parent  # all others lie a folder deeper
         if config.tensorboard:

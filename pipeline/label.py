@@ -214,6 +214,7 @@ def cache_distributions(
             if not mine or is_whole(out / name):
                 advance(labeller.answers(fold[rows]))
             elif client is not None:
+                (out / name).unlink(missing_ok=True)  # a damaged one, which would be taken for the worker's
                 tasks.append((name, rows))
             else:
                 labeller.write(out / name, faces.select(rows), known[rows], fold[rows], advance)
@@ -325,7 +326,7 @@ class LabelTask:
         return int(np.where(self.fold < 0, count, 1).sum())
 
     def make(self) -> None:
-        if self.path.exists():
+        if is_whole(self.path):
             return
         for path, digest in self.seen:
             check_seen(path, digest)

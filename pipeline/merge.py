@@ -1,13 +1,12 @@
 """`fer merge`: what independent jobs (--shard I/N) have made becomes one artifact, the one of a single process."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.data.layouts.files import listed, plural
 from efficientface.pipeline import align, label, show
 from efficientface.pipeline.artifact import alone, digest_of, is_finished, read_manifest, replacing
@@ -73,7 +72,7 @@ def distributions(roots: Sequence[Path], name: str) -> dict[str, Any]:
             about = roots[0] / "faces"
             if not is_finished(about) or digest_of(about) != plan["made_from"]["faces"]:
                 raise FerError(f"{folders[-1]} is about other faces than {about} holds; merge those of the same run")
-            gather(folders, label.shard_names(plan), plan, "fer teach", Path.is_file)
+            gather(folders, label.shard_names(plan), plan, "fer teach", label.is_whole)
             label.finish(folder, plan)
     return label.summary(read_manifest(folder, "distributions"), folder)
 
@@ -82,8 +81,9 @@ def plan_in(folder: Path) -> dict[str, Any] | None:
     """The plan that is noted in a folder, None where there is none."""
     path = folder / align.PLAN
     try:
-        plan = json.loads(path.read_bytes())
-        if int(plan["settings"]["shard_faces"]) > 0 and int(plan.get("images", plan.get("rows", 0))) >= 0:
+        plan = untrusted.read_json(path)
+        counts = plan["settings"]["shard_faces"], plan.get("images", plan.get("rows", 0)) + 1, plan.get(JOBS, 1)
+        if all(type(count) is int and count > 0 for count in counts):
             return dict(plan)
         raise ValueError
     except FileNotFoundError:

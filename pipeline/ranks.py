@@ -95,7 +95,8 @@ def last_words(store: dist.Store, rank: int, world: int, error: Exception) -> Fe
         words = {other: store.get(key).decode() for other, key in enumerate(keys) if store.check([key])}
     speaker = min(words, default=rank)
     # torchrun ends all as soon as one has gone, and rank 0's store goes with it
-    time.sleep(1 if rank == speaker else 3)
+    with suppress(KeyboardInterrupt):  # which is how it ends them
+        time.sleep(1 if rank == speaker else 3)
     if rank != speaker:
         return SaidByAnother(f"rank {speaker} tells why")
     if isinstance(error, FerError):

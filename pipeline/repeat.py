@@ -1,6 +1,5 @@
 """The finished stages of a run as they would be typed again: a configuration file for `fer --config`, and for DVC."""
 
-import json
 import os
 import shlex
 from dataclasses import dataclass, fields
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from efficientface import FerError
+from efficientface import FerError, untrusted
 from efficientface.pipeline.config import CONFIGS, TOLD_BY, parse_source
 from efficientface.pipeline.status import (
     LABELLING,
@@ -87,7 +86,7 @@ def dvc(run: Path) -> str:
         _add(stages, name, stage.command, words, stage.inputs, {"outs": list(map(_path, stage.outputs))})
     for path in sorted((run / "evaluation").glob("*.json")):
         try:
-            judged = json.loads(path.read_bytes())
+            judged = untrusted.read_json(path)
             # a model of another run has that run's name before a slash
             models = [run / ("" if name == "teacher" else "students") / name for name in judged["models"]]
             drawn = [path.parent / name for name in judged["pictures"]]

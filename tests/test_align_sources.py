@@ -273,7 +273,7 @@ def test_photographs_in_two_splits_are_told_and_listed(tmp_path, caplog):
     ]
     told = (
         "Both in test and in train: 1 photograph byte for byte and 1 nearly; 1 with another label "
-        f"(first test/happy/copy of 0.png and train/sad/0.png; all in {tmp_path / 'run/duplicates.csv'})."
+        "(first test/happy/copy of 0.png and train/sad/0.png; all in duplicates.csv)."
     )
     assert told in summary["notes"]
     assert told in caplog.text
