@@ -9,7 +9,9 @@ PARTS = ("cache", "data", "models", "pipeline")
 
 def main(wheel: str) -> None:
     root = Path(__file__).parent.parent
-    expected = {f"efficientface/{name}" for name in ("__init__.py", "__main__.py", "cli.py", "py.typed", "untrusted.py")}
+    expected = {
+        f"efficientface/{name}" for name in ("__init__.py", "__main__.py", "cli.py", "py.typed", "untrusted.py")
+    }
     modules = (path.relative_to(root) for part in PARTS for path in (root / part).rglob("*.py"))
     expected |= {f"efficientface/{path.as_posix()}" for path in modules}
     expected |= {f"efficientface/pipeline/web/{path.name}" for path in (root / "pipeline" / "web").iterdir()}

@@ -40,8 +40,12 @@ def assert_equal(a: Distributions, b: Distributions) -> None:
         assert np.array_equal(getattr(a, name), getattr(b, name)), name
 
 
+# face ids are paths below their source
+IDS = st.text(max_size=20).filter(lambda text: not text.startswith("/") and ".." not in text.split("/"))
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(ids=st.lists(st.text(max_size=20), unique=True, min_size=1, max_size=6), views=st.integers(0, 3))
+@given(ids=st.lists(IDS, unique=True, min_size=1, max_size=6), views=st.integers(0, 3))
 def test_what_is_written_comes_back_equal(tmp_path, ids, views):
     part = make(ids, views)
     write_shard(part, tmp_path / "part.parquet")

@@ -45,7 +45,11 @@ def test_a_stopped_labelling_says_how_to_go_on(run, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(label, "write_shard", stopped)
-    first = fer("teach", run, *SMOOTHED)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        first = fer("teach", run, *SMOOTHED)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert first.exit_code == 130
     assert first.stderr.endswith(f"Error: interrupted (SIGINT); {GOES_ON}\n")
     assert not (run / "distributions" / MANIFEST).exists()
