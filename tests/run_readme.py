@@ -27,6 +27,7 @@ def blocks(text: str) -> list[tuple[str, list[str]]]:
 def plain(line: str) -> str:
     """A line without what differs between machines."""
     line = re.sub(r"\b(neutral|happiness|sadness|surprise|fear|disgust|anger|train|val|test)\b", "*", line)
+    line = re.sub(r"\de[-+]\d", "0", line)  # 2.8e-06
     return re.sub(r"[\d.,%█▏▎▍▌▋▊▉░·\s-]+", " ", line).strip()
 
 
