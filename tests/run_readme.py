@@ -28,7 +28,7 @@ def plain(line: str) -> str:
     """A line without what differs between machines."""
     line = re.sub(r"\b(neutral|happiness|sadness|surprise|fear|disgust|anger|train|val|test)\b", "*", line)
     line = re.sub(r"\de[-+]\d", "0", line)  # 2.8e-06
-    return re.sub(r"[\d.,%█▏▎▍▌▋▊▉░·\s-]+", " ", line).strip()
+    return re.sub(r"[\d.,%▁▂▃▄▅▆▇█▏▎▍▌▋▊▉░·\s-]+", " ", line).strip()
 
 
 def main(*pages: str, folder: str) -> None:
