@@ -1008,7 +1008,8 @@ def issues(path: Path, top: int, as_csv: bool, as_json: bool) -> None:
     "--config", "as_config", is_flag=True, help="Print all settings of finished stages, as fer --config reads."
 )
 @output_options
-def status(run: Path, as_config: bool, as_csv: bool, as_json: bool) -> None:
+@click.pass_context
+def status(ctx: click.Context, run: Path, as_config: bool, as_csv: bool, as_json: bool) -> None:
     """Say which stages of RUN are done, stale or missing, and the next command.
 
     \b
@@ -1023,7 +1024,8 @@ def status(run: Path, as_config: bool, as_csv: bool, as_json: bool) -> None:
 
         if as_csv or as_json:
             raise FerError("--config prints TOML; leave out --json and --csv")
-        click.echo(configuration(run), nl=False)
+        _, given = ctx.meta.get(FILE_OF_OPTIONS, (None, {}))
+        click.echo(configuration(run, given), nl=False)
         return
     result = stage.status(run)
     _print(result, as_json, stage.status_tables, result["stages"] if as_csv else None)

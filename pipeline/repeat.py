@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ class Made:
     checkpoints: tuple[str, ...] = ()  # of fer teach
 
 
-def configuration(run: Path) -> str:
+def configuration(run: Path, given: Mapping[str, Any]) -> str:
     """A TOML file with all settings of a run's finished stages, a table a command; above it the commands as comments.
 
-    --device and --workers, which say nothing about the result, are not kept in a run and not in the file.
+    `given` holds the tables of another such file. What they have and a run does not keep is printed too: --device and
+    --workers, which say nothing about a result, and the options of commands that make no artifact.
     """
     import tomli_w
 
@@ -49,9 +51,21 @@ def configuration(run: Path) -> str:
         several = sum(other.command == stage.command for other in made) > 1
         words = [*stage.arguments, *(told(stage) if several else [])]
         lines.append(f"# {printable(shlex.join(['fer', '--config', 'FILE', stage.command, *words]))}\n")
-        tables.setdefault(stage.command, []).append(table_of(stage))
-    text = tomli_w.dumps({name: found[0] if len(found) == 1 else found for name, found in tables.items()})
+        tables.setdefault(stage.command, []).append(table_of(stage) | beside(stage, given.get(stage.command, {})))
+    printed = {name: found[0] if len(found) == 1 else found for name, found in tables.items()}
+    text = tomli_w.dumps({**given, **printed})
     return "".join(lines) + "\n" + text
+
+
+def beside(stage: Made, given: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
+    """The options of a stage's table, or of that of several which is about it, that its settings do not hold."""
+    config = CONFIGS[stage.command]
+    for table in [given] if isinstance(given, dict) else given:
+        about = {option: getattr(config, option) for option in TOLD_BY.get(stage.command, ())}
+        if isinstance(given, dict) or all(stage.settings[name] == table.get(name, own) for name, own in about.items()):
+            kept = {name.replace("_", "-") for name in (*stage.settings, "preset")}  # written out as its settings
+            return {name: value for name, value in table.items() if name not in kept}
+    return {}
 
 
 def told(stage: Made) -> list[str]:

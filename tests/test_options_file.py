@@ -176,6 +176,21 @@ def test_a_run_is_repeated_from_what_status_prints(commands, told, tmp_path, mon
         assert not weights[0].exists() or weights[0].read_bytes() == weights[1].read_bytes(), name
 
 
+def test_what_a_run_does_not_keep_is_printed_from_the_file(run, tmp_path):
+    for words in (("--loss", "sll"), ("--loss", "sll", "--name", "x", "--seed", 1)):
+        assert fer("distill", run, *SMALL, "--epochs", 1, *words).exit_code == 0
+    file, kept = tmp_path / "run.toml", {"evaluate": {"split": "val"}, "demo": {"count": 9}}
+    file.write_text(
+        '[[distill]]\nname = "x"\nloss = "sll"\nworkers = 2\nepochs = 7\n[[distill]]\nloss = "sll"\nworkers = 1\n'
+        '[evaluate]\nsplit = "val"\n[demo]\ncount = 9\n'
+    )
+    without = tomllib.loads(fer("status", run, "--config").stdout)["distill"]
+    printed = tomllib.loads(fer("--config", file, "status", run, "--config").stdout)
+    assert {name: printed[name] for name in kept} == kept
+    workers = {"x": 2, "": 1}  # epochs are the run's, not the file's
+    assert printed["distill"] == [{**one, "workers": workers[one.get("name", "")]} for one in without]
+
+
 def test_status_of_a_run_without_a_finished_stage(tmp_path):
     result = fer("status", tmp_path, "--config")
     assert (result.exit_code, result.stderr) == (
