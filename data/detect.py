@@ -7,7 +7,7 @@ whole pixels, which is 3 % of the eye distance in a 48-pixel face.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,6 +42,21 @@ class Detection:
     def area(self) -> float:
         x1, y1, x2, y2 = self.box
         return float((x2 - x1) * (y2 - y1))
+
+
+def labelled_face(found: Sequence[Detection], box: Sequence[float]) -> int | None:
+    """The face that a data set's box x1, y1, x2, y2 is about: of those whose middle lies in it the most overlapping.
+
+    Boxes of data sets are drawn by other rules than the detector's, so that no overlap in itself would be enough.
+    """
+    x1, y1, x2, y2 = box
+    shares: dict[int, float] = {}
+    for k, face in enumerate(found):
+        left, top, right, bottom = face.box
+        if x1 <= (left + right) / 2 <= x2 and y1 <= (top + bottom) / 2 <= y2:
+            shared = (min(x2, right) - max(x1, left)) * (min(y2, bottom) - max(y1, top))
+            shares[k] = shared / ((x2 - x1) * (y2 - y1) + face.area - shared)
+    return max(shares, key=shares.__getitem__, default=None)
 
 
 class Detector:

@@ -37,6 +37,7 @@ class Source:
       votes_other  (2,) float32, raw counts for [unknown, not a face], or None
       split        train, val, test or the source's own word for another one, or None where it does not say
       group        the person shown, as text, or None
+      box          x1, y1, x2, y2 in pixels of the face that the label is about, or None
     """
 
     root: Path
@@ -99,6 +100,7 @@ def _rows(listing: Listing, labels: list[str | None], votes: list[Any], votes_ot
         "votes_other": votes_other,
         "split": listing.splits,
         "group": listing.groups or [None] * len(labels),
+        "box": listing.boxes or [None] * len(labels),
     }
     # dtype object throughout: pandas' own strings turn None into NaN and refuse names that are not UTF-8
     return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})

@@ -27,11 +27,12 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from efficientface import FerError, untrusted
-from efficientface.data.detect import WEIGHTS, Detection, Detector
+from efficientface.data.detect import WEIGHTS, Detection, Detector, labelled_face
 from efficientface.data.duplicates import between_splits, dhash
 from efficientface.data.faces import STATUSES, decode_face, face_table, hash_image, schema
 from efficientface.data.geometry import head_pose, scale_of, similarity, template, transform
 from efficientface.data.layouts.files import plural
+from efficientface.data.layouts.listing import Box
 from efficientface.data.photos import Photos, Unreadable, decode_photo, is_grey
 from efficientface.pipeline.artifact import (
     DIGEST,
@@ -471,7 +472,7 @@ class Aligner:
     target: np.ndarray  # (5, 2) where the landmarks go
 
     def rows(self, photo: Photo) -> list[dict[str, Any]]:
-        """One row a face, the largest first; one row with a status and a reason if there is none."""
+        """One row a face, the labelled or else the largest first; one row with a status and a reason without any."""
         row = {**photo.inherited, "source": shown(photo.name), "face_id": face_id(photo.name), "n_faces": 0}
         try:
             data = self.stores[photo.source].read(photo.file)
@@ -480,23 +481,37 @@ class Aligner:
         except Unreadable as error:
             return [{**row, "status": "unreadable", "reason": str(error)}]
         row["source_dhash"] = dhash(image)
-        return self.rows_of(image, row)
+        return self.rows_of(image, row, photo.box)
 
-    def rows_of(self, image: np.ndarray, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows of a decoded photograph (H, W, 3) uint8 RGB; `row` has what they share, `face_id` among it."""
+    def rows_of(self, image: np.ndarray, row: dict[str, Any], box: Box | None = None) -> list[dict[str, Any]]:
+        """The rows of a decoded photograph (H, W, 3) uint8 RGB; `row` has what they share, `face_id` among it.
+
+        box: where the face is that the label is about; others have none then.
+        """
         if self.detector is None:
             return [{**row, "n_faces": None, **self._as_given(image)}]
         found = sorted(self.detector.detect(image), key=lambda face: -face.area)
         if not found:
             return [{**row, "status": "no face", "reason": f"none in {image.shape[1]} x {image.shape[0]} pixels"}]
         row["n_faces"] = len(found)
+        places = ["largest" if k == 0 else f"largest but {k}" for k in range(len(found))]
+        if box is not None:
+            meant = labelled_face(found, box)
+            if meant is None:
+                return [{**row, "status": "no face", "reason": f"none of {len(found)} in the box of the label"}]
+            found.insert(0, found.pop(meant))
+            places.insert(0, f"{places.pop(meant)}, in the box of the label,")
         taken = found if self.config.keep == "all" else found[:1]
-        return [
-            {**row, "face_id": row["face_id"] + further_face(further), **self._face(image, face, len(found), further)}
-            for further, face in enumerate(taken)
+        rows = [
+            {**row, "face_id": row["face_id"] + further_face(further), **self._face(image, face, place, len(found))}
+            for further, (face, place) in enumerate(zip(taken, places, strict=False))
         ]
+        if box is not None:
+            for other in rows[1:]:
+                other |= {"label": None, "votes": None, "votes_other": None}
+        return rows
 
-    def _face(self, image: np.ndarray, face: Detection, of: int, further: int) -> dict[str, Any]:
+    def _face(self, image: np.ndarray, face: Detection, place: str, of: int) -> dict[str, Any]:
         yaw, pitch, roll = head_pose(face.landmarks)
         row: dict[str, Any] = {
             "box": face.box.tolist(),
@@ -512,7 +527,6 @@ class Aligner:
             return row
         if of == 1:
             return {**row, "status": "found"}
-        place = "largest" if further == 0 else f"largest but {further}"
         return {**row, "status": "several faces", "reason": f"{place} of {of}"}
 
     def _as_given(self, image: np.ndarray) -> dict[str, Any]:

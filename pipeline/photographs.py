@@ -14,6 +14,7 @@ import pandas as pd
 from efficientface import FerError
 from efficientface.data.faces import hash_image
 from efficientface.data.labels import ordered
+from efficientface.data.layouts.listing import Box
 from efficientface.data.photos import PhotoFiles, Photos
 from efficientface.data.remote import is_address, read_remote_source
 from efficientface.data.sources import Source, read_source
@@ -32,6 +33,7 @@ class Photo:
     file: str
     mark: int | None  # of its content: the file's size, None where there is no file
     inherited: dict[str, Any]  # split, label, votes, votes_other, group
+    box: Box | None = None  # of the face that the label is about, where the source tells
 
     @property
     def name(self) -> str:
@@ -122,7 +124,7 @@ def photos_of(source: str, rows: pd.DataFrame, read: Source, classes: tuple[str,
         }
         if votes is None and row.votes_other is None:
             inherited = alike.setdefault(tuple(inherited[name] for name in ("split", "label", "group")), inherited)
-        photos.append(Photo(source, row.file, read.photos.mark(row.file), inherited))
+        photos.append(Photo(source, row.file, read.photos.mark(row.file), inherited, row.box))
     return photos
 
 
@@ -136,7 +138,7 @@ def stored(root: Path, layout: str, settings: dict[str, Any]) -> Photos:
 
 
 def digests_of(inputs: Inputs) -> dict[str, str]:
-    """Of each source a digest that changes with any photograph's name, mark, label, votes, split or group.
+    """Of each source a digest that changes with any photograph's name, mark, label, votes, split, group or box.
 
     It changes with the layout and the classes too, but not with the source's place.
     """
@@ -145,7 +147,8 @@ def digests_of(inputs: Inputs) -> dict[str, str]:
         for name, read in inputs.sources.items()
     }
     for photo in inputs.photos:
-        digests[photo.source].update(json.dumps([photo.name, photo.mark, photo.inherited]).encode() + b"\n")
+        facts = [photo.name, photo.mark, photo.inherited, *([photo.box] if photo.box else [])]
+        digests[photo.source].update(json.dumps(facts).encode() + b"\n")
     return {name or "source": digest.hexdigest() for name, digest in digests.items()}
 
 

@@ -33,16 +33,21 @@ def write(path, image):
     Image.fromarray(image).save(path, quality=95)
 
 
+def couple():
+    """Two people, the left one larger."""
+    photograph = np.full((300, 500, 3), 128, np.uint8)
+    photograph[40:264, 10:234] = FACES[2]
+    photograph[100:260, 300:460] = cv2.resize(FACES[3], (160, 160), interpolation=cv2.INTER_AREA)
+    return photograph
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """Class folders with splits: usable photographs, one of two people, one too small, and two that are of no use."""
     root = tmp_path_factory.mktemp("photos")
     write(root / "train/happy/1.jpg", FACES[0])
     write(root / "train/happy/2.png", FACES[1][..., 1].copy())
-    couple = np.full((300, 500, 3), 128, np.uint8)
-    couple[40:264, 10:234] = FACES[2]
-    couple[100:260, 300:460] = cv2.resize(FACES[3], (160, 160), interpolation=cv2.INTER_AREA)
-    write(root / "train/sad/couple.jpg", couple)
+    write(root / "train/sad/couple.jpg", couple())
     speck = np.full((150, 150, 3), 128, np.uint8)
     speck[60:90, 60:90] = cv2.resize(FACES[0], (30, 30), interpolation=cv2.INTER_AREA)
     write(root / "val/sad/speck.png", speck)
@@ -175,6 +180,42 @@ def test_all_faces_of_a_photograph(source, tmp_path):
     assert largest["source_hash"] == further["source_hash"]
     assert largest["image_hash"] != further["image_hash"]
     assert (summary["images"], summary["faces"]) == (7, 5)
+
+
+def raf_db_of_couples(root, boxes):
+    """RAF-DB with the same photograph of two people twice, happy and sad, and a file of boxes for each."""
+    for name in ("train_00001", "test_0001"):
+        write(root / f"Image/original/{name}.jpg", couple())
+    (root / "EmoLabel").mkdir()
+    (root / "EmoLabel/list_patition_label.txt").write_text("train_00001.jpg 4\ntest_0001.jpg 5\n")
+    (root / "Annotation/boundingbox").mkdir(parents=True)
+    for name, box in boxes.items():
+        (root / f"Annotation/boundingbox/{name}_boundingbox.txt").write_text(box)
+    return root
+
+
+def test_of_several_faces_the_one_in_the_data_sets_box_has_the_label(tmp_path):
+    boxes = {"train_00001": "290.5 90.0 470.0 270.0", "test_0001": "0 30 240 270 "}
+    source = raf_db_of_couples(tmp_path / "RAF", boxes)
+    align.run(source, tmp_path / "run", AlignConfig(workers=1))
+    right, left = rows_of(tmp_path / "run").values()
+    assert (right["label"], right["reason"]) == (0, "largest but 1, in the box of the label, of 2")
+    assert (left["label"], left["reason"]) == (1, "largest, in the box of the label, of 2")
+    assert left["box"][2] < 240 < 290 < right["box"][0]
+
+    align.run(source, tmp_path / "all", AlignConfig(keep="all", workers=1))
+    rows = rows_of(tmp_path / "all")
+    assert [row["label"] for row in rows.values()] == [0, None, 1, None]
+    assert [row["box"][0] > 240 for row in rows.values()] == [True, False, False, True]
+
+
+def test_a_face_elsewhere_than_the_data_sets_box_does_not_get_the_label(tmp_path):
+    source = raf_db_of_couples(tmp_path / "RAF", {"train_00001": "235 0 295 60"})
+    summary = align.run(source, tmp_path / "run", AlignConfig(workers=1))
+    nobody, largest = rows_of(tmp_path / "run").values()
+    assert (nobody["status"], nobody["reason"]) == ("no face", "none of 2 in the box of the label")
+    assert (largest["status"], largest["reason"]) == ("several faces", "largest of 2")  # it has no box
+    assert f"Without a box of the labelled face in {source / 'Annotation/boundingbox'}: 1 of 2." in summary["notes"]
 
 
 def test_png_faces_are_what_was_cut(source, tmp_path):

@@ -71,6 +71,18 @@ def test_raf_db_without_photographs_takes_the_aligned_faces(raf):
     assert column(read_source(raf), "file")[-1] == "basic/Image/aligned/test_0007_aligned.jpg"
 
 
+def test_raf_dbs_boxes_are_about_its_photographs_alone(raf):
+    boxes = raf / "basic/Annotation/boundingbox"
+    for k in range(1, 8):
+        write(boxes / f"train_{k:05d}_boundingbox.txt", f"{k}.5 2 30.25 40\n")
+    source = read_source(raf)
+    assert column(source, "box") == [(k + 0.5, 2, 30.25, 40) for k in range(1, 8)] + [None] * 7
+    assert f"Without a box of the labelled face in {boxes}: 7 of 14." in source.notes
+    assert column(read_source(raf, aligned=True), "box") == [None] * 14
+    damaged = write(boxes / "test_0001_boundingbox.txt", "1 2 3\n")
+    assert refusal(raf).startswith(f"{damaged} does not hold the four numbers of a box (")
+
+
 def test_compound_raf_db_has_its_own_classes(raf):
     lines = "".join(f"train_{k:04d}.jpg {k}\n" for k in range(1, 12))
     write(raf / "compound/EmoLabel/list_patition_label.txt", lines)
@@ -138,6 +150,7 @@ def test_affectnet_first_release(affectnet):
     assert column(source, "file")[1] == f"Manually_Annotated_Images/{hex_name(1)}"
     assert column(source, "label") == [*SEVEN, "contempt", None, None, None, "anger", "neutral"]
     assert column(source, "split") == ["train"] * 11 + ["val"] * 2
+    assert set(column(source, "box")) == {(10, 12, 210, 213)}
     assert source.notes == (
         f"Read {affectnet} as layout affectnet: 13 images, 8 classes.",
         "Without a label: 3 images of 13.",
@@ -156,6 +169,14 @@ def test_affectnets_tables_and_images_may_lie_where_copies_have_them(tmp_path, h
     source = read_source(tmp_path)
     assert source.layout == "affectnet"
     assert column(source, "file") == [f"{images}/{hex_name(k)}".lstrip("/") for k in (1, 2)]
+
+
+def test_affectnets_rows_without_a_box_are_counted(affectnet):
+    table = affectnet / "Manually_Annotated_file_lists/validation.csv"
+    write(table, affectnet_row(20, 6) + affectnet_row(21, 0).replace(",200,", ",0,"))
+    source = read_source(affectnet)
+    assert column(source, "box")[-2:] == [(10, 12, 210, 213), None]
+    assert f"Without a box of the labelled face in {table}: 1 of 2." in source.notes
 
 
 def test_affectnet_7_and_8_are_sets_of_classes(affectnet):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from efficientface import FerError, untrusted
 from efficientface.data.labels import AFFECTNET
@@ -22,6 +23,7 @@ COLUMNS = (
     "subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks", "expression",
     "valence", "arousal",
 )  # fmt: skip
+BOX = COLUMNS[1:5]
 TABLES = {"training.csv": "train", "validation.csv": "val"}
 SETS = {"train_set": "train", "val_set": "val"}
 INDEX = "{}_annotation_without_lnd.csv"  # of the 2021 release, beside the sets: number, exp, valence, arousal
@@ -70,12 +72,14 @@ def read_2017(path: Path, asked: Asked) -> Listing:
         if len(header) != len(COLUMNS):
             raise FerError(f"{table} has {len(header)} columns; AffectNet's have {len(COLUMNS)}: {', '.join(COLUMNS)}")
         named = header[0] == COLUMNS[0]
-        rows = read_csv(table, COLUMNS, [COLUMNS[0], "expression"], ",", skip_rows=int(named))
+        rows = read_csv(table, COLUMNS, [COLUMNS[0], *BOX, "expression"], ",", skip_rows=int(named))
         names = [f"{below}/{name}".lstrip("/") for name in checked_paths(table, rows[COLUMNS[0]])]
         files, notes = located(table, path, names, found, others=False)
         listing.files += files
         listing.labels += _names_of(table, list(rows["expression"]), files)
         listing.splits += [TABLES[table.name]] * len(files)
+        x, y, width, height = (pd.to_numeric(rows[name], errors="coerce") for name in BOX)
+        listing.give_boxes(table, np.stack([x, y, x + width, y + height], 1).astype(float))
         listing.notes += notes if named else [f"{table.name} has no header; read as the release's.", *notes]
     listing.notes += found.notes(path)
     return listing

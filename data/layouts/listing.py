@@ -16,6 +16,9 @@ SPLITS = {
 }
 
 
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the photograph
+
+
 @dataclass(frozen=True)
 class Asked:
     """The options that readers obey."""
@@ -40,6 +43,17 @@ class Listing:
     notes: list[str] = field(default_factory=list)
     published: Published | None = None  # counts to compare with
     stored: Photos | None = None  # where the photographs are, if not in files below root
+    boxes: list[Box | None] | None = None  # of the face that the label is about, where photographs show several
+
+    def give_boxes(self, where: Path, corners: np.ndarray) -> None:
+        """Take (N, 4) x1, y1, x2, y2 of the labelled faces; rows that are no box are counted in a note."""
+        sound = np.isfinite(corners).all(1) & (corners[:, 2:] > corners[:, :2]).all(1)
+        boxes: list[Box | None] = [
+            tuple(row) if good else None for row, good in zip(corners.tolist(), sound, strict=True)
+        ]
+        self.boxes = [*(self.boxes or []), *boxes]
+        if not sound.all():
+            self.notes.append(f"Without a box of the labelled face in {where}: {(~sound).sum():,} of {len(sound):,}.")
 
     @property
     def photos(self) -> Photos:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from efficientface import FerError, untrusted
@@ -12,6 +13,7 @@ from efficientface.data.layouts.published import RAF_DB_BASIC, RAF_DB_COMPOUND, 
 from efficientface.data.layouts.tables import checked_paths
 
 LIST = "EmoLabel/list_patition_label.txt"  # sic
+BOXES = "Annotation/boundingbox"
 IMAGES = {"aligned": "Image/aligned", "original": "Image/original"}
 
 
@@ -87,7 +89,7 @@ def _read(path: Path, part: str, order: tuple[str | None, ...], published: Publi
     below = (folder.relative_to(path)).as_posix()
     files, notes = located(home / LIST, path, [f"{below}/{name}" for name in names], images_below(path, start=below))
     what = "photographs" if kind == "original" else "faces that RAF-DB's authors aligned"
-    return Listing(
+    listing = Listing(
         path,
         home / LIST,
         files,
@@ -96,3 +98,19 @@ def _read(path: Path, part: str, order: tuple[str | None, ...], published: Publi
         notes=[f"Taken from {folder}: the {what}.", *notes],
         published=published,
     )
+    if kind == "original" and (home / BOXES).is_dir():
+        listing.give_boxes(home / BOXES, np.array([_box(home / BOXES, name) for name in names]))
+    return listing
+
+
+def _box(folder: Path, name: str) -> list[float]:
+    """x1, y1, x2, y2 from `train_00001_boundingbox.txt`, four numbers; NaN where there is no such file."""
+    path = folder / f"{name.removesuffix('.jpg')}_boundingbox.txt"
+    try:
+        text = untrusted.read_bytes(path, 4096)
+        x1, y1, x2, y2 = map(float, text.split())
+    except FileNotFoundError:
+        return [np.nan] * 4
+    except (OSError, ValueError) as error:
+        raise FerError(f"{path} does not hold the four numbers of a box ({error}); copy it again") from error
+    return [x1, y1, x2, y2]
