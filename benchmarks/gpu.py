@@ -10,7 +10,6 @@ what a step moves without fusion, so that a compiled step can reach more than 10
 """
 
 import argparse
-import logging
 import statistics
 import sys
 import tempfile
@@ -63,8 +62,6 @@ def main() -> None:
         if device.type == "cpu":
             resident.free_memory = lambda _: (1 << 34, 1 << 34)
         given.faces, given.epochs, given.repeats = 24, 1, 1
-    # the fp32 rows must be those of the program
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     bench = Bench(device, small=given.small, faces=given.faces, repeats=given.repeats)
     for part in (bench.peaks, bench.decoding, bench.cutting, bench.steps, bench.labelling):
         part()
@@ -112,7 +109,7 @@ class Bench:
             with tf32(name == "tf32"):
                 self.peak[name] = 2 * side**3 / statistics.median(self.seconds(lambda a=a: a @ a))
             row(name, f"{self.peak[name] / 1e12:.3g}")
-        a = torch.empty((1 << 20) if self.small else (1 << 30), dtype=torch.uint8, device=self.device)
+        a = torch.zeros((1 << 20) if self.small else (1 << 30), dtype=torch.uint8, device=self.device)
         self.bandwidth = 2 * len(a) / statistics.median(self.seconds(a.clone))
         print(f"\nA copy moves {self.bandwidth / 1e9:,.0f} GB/s, read and written.")
 
@@ -257,17 +254,19 @@ class Cost(TorchDispatchMode):
 
     @classmethod
     def of(cls, model: torch.nn.Module, images: torch.Tensor) -> "Cost":
-        """A step in training mode on (B, 3, H, W), without the optimiser's, which is one kernel."""
+        """A step in training mode on (B, 3, H, W), without the optimiser's, which is one kernel.
+
+        FLOPs are three times the forward pass's: torch's counter takes a grouped convolution's gradient for a full one.
+        """
         target = torch.full((len(images), len(CLASSES)), 1 / len(CLASSES), device=images.device)
         model.train()
-        counted = []
-        for mode in (cls(), FlopCounterMode(display=False)):
-            with mode:
-                distribution_loss(model(images), target).backward()
-            model.zero_grad()
-            counted.append(mode)
-        counted[0].flops = counted[1].get_total_flops()
-        return counted[0]
+        with FlopCounterMode(display=False) as forward, torch.no_grad():
+            model(images)
+        with cls() as cost:
+            distribution_loss(model(images), target).backward()
+        model.zero_grad()
+        cost.flops = 3 * forward.get_total_flops()
+        return cost
 
 
 def made_up(count: int, crop: int) -> Faces:
