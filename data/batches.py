@@ -51,7 +51,7 @@ def view_batches(
     flips_there = torch.from_numpy(np.ascontiguousarray(flips)).to(where)
     if isinstance(faces, resident.ResidentFaces):
         kept = places if shown is None else torch.from_numpy(shown).to(where)[places]
-        pictures = (faces.pixels[rows] for rows in kept.split(counts))
+        pictures: Iterator[Tensor] = (faces.pixels[rows] for rows in kept.split(counts))
     else:
         first = order[0][0]
         side = len(faces.image(first if shown is None else shown[first]))

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class ResidentFaces(Faces):
     pixels: Tensor
 
     def select(self, rows: np.ndarray) -> "ResidentFaces":
-        return replace(super().select(rows), pixels=self.pixels[torch.from_numpy(rows)])  # type: ignore[return-value]
+        return ResidentFaces(**{**vars(super().select(rows)), "pixels": self.pixels[torch.from_numpy(rows)]})
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:
@@ -71,7 +71,7 @@ def keep(faces: Faces, side: int, device: torch.device, workers: int = 0) -> Res
                     log.info("faces are decoded by threads: %s", str(error).strip().partition("\n")[0])
             if not by_gpu:
                 pixels[k : rows.stop] = decode_by_threads(faces, rows, side, pool).to(device)
-    return ResidentFaces(**{field.name: getattr(faces, field.name) for field in fields(Faces)}, pixels=pixels)
+    return ResidentFaces(**vars(faces), pixels=pixels)
 
 
 def decode_by_gpu(faces: Faces, rows: Sequence[int], device: torch.device) -> Tensor:

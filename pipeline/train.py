@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def fit(
         if world > 1:
             raise FerError("--compile is for one process, it cannot see batch norm over several; leave it out")
         # CUDA graphs, as the student's kernels take less time than launching them; a last, smaller batch has its own
-        parallel = torch.compile(model, mode="reduce-overhead", dynamic=False)
+        parallel = cast(nn.Module, torch.compile(model, mode="reduce-overhead", dynamic=False))
     optimizer = torch.optim.SGD(
         model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
         fused=device.type == "cuda" or None,
@@ -112,9 +112,15 @@ def fit(
         epoch, started = len(lines), time.perf_counter()
         rows = epoch_order(train.label, config, epoch)
         lesson = lessons(rows, showings(rows, shown))
-        mean_loss = train_epoch(
-            parallel, optimizer, scaler, train, rows, lesson, loss, epoch, config, facts, (rank, world)
-        )
+        try:
+            mean_loss = train_epoch(
+                parallel, optimizer, scaler, train, rows, lesson, loss, epoch, config, facts, (rank, world)
+            )
+        except RuntimeError as error:
+            if not config.compile or not isinstance(error, torch._dynamo.exc.BackendCompilerFailed):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            raise FerError(f"--compile does not work here ({reason}); leave it out") from error
         shown += np.bincount(rows, minlength=len(train))
         trained = time.perf_counter() - started
         accuracy, entropy = judge_epoch(model, judge, config, facts)

@@ -253,6 +253,17 @@ def test_a_compiled_training_is_resumed_without_and_leaves_the_same_names(run, m
     assert same(weights(run, "plain"), weights(run, "compiled"))
 
 
+def test_where_nothing_compiles_a_sentence_says_so(run, monkeypatch):
+    def broken(graph, inputs):
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(
+        torch, "compile", partial(lambda compile, model, **_: compile(model, backend=broken), torch.compile)
+    )
+    with pytest.raises(FerError, match=r"^--compile does not work here \(.*no compiler.*\); leave it out$"):
+        distill.run(run, replace(SLL, name="compiled", compile=True))
+
+
 @pytest.mark.slow
 def test_compile_trains_what_is_trained_without(run, monkeypatch):
     distill.run(run, replace(SLL, name="plain"))
