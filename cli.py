@@ -211,6 +211,7 @@ def training_settings(config: type[TrainConfig]) -> Callable[[Command], Command]
         setting(config, "choose_on", "Split that picks the best epoch; the paper's authors pick it on test."),
         setting(config, "device", "Where to compute: cpu, cuda, cuda:1 ..."),
         setting(config, "precision", "Of training, by autocast.", type=click.Choice(["fp32", "bf16", "fp16"])),
+        setting(config, "compile", "Train by torch.compile: minutes to begin, then faster steps.", is_flag=True),
         setting(config, "workers", "Threads that decode and crop; 0 is one a core."),
     ]
 

@@ -78,7 +78,7 @@ def hash_image(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def decode_face(data: bytes) -> np.ndarray:
+def decode_face(data: bytes | pa.Buffer) -> np.ndarray:
     """A stored face (JPEG or PNG) as (H, W, 3) uint8 RGB."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -136,7 +136,11 @@ class Faces:
 
     def image(self, row: int) -> np.ndarray:
         """Face `row` decoded, (H, W, 3) uint8 RGB."""
-        return decode_face(self.images[int(self.place[row])].as_buffer())
+        return decode_face(self.encoded(row))
+
+    def encoded(self, row: int) -> pa.Buffer:
+        """Face `row` as it is stored, JPEG or PNG."""
+        return self.images[int(self.place[row])].as_buffer()
 
 
 def no_votes(faces: int, classes: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 MIN_AREA = 0.08  # of the face; torchvision's default, which the authors use
 ASPECT = (3 / 4, 4 / 3)  # width / height
@@ -85,3 +86,34 @@ def render(face: np.ndarray, box: Sequence[int], flip: bool, size: int) -> np.nd
         resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
         face = resized[0].permute(1, 2, 0).numpy()
     return face[:, ::-1] if flip else face
+
+
+def cut(faces: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
+    """`render` as one operation on all K views of B faces, for a GPU: nothing in it waits for the device.
+
+    faces: (B, 3, S, S) uint8; boxes: (B, K, 4) and flips: (B, K), all on one device. Returns (B * K, 3, size, size)
+    uint8 in channels_last memory. A view is its face between two matrices, which add up columns and then rows, rounded
+    after each as `render` does; within 2 grey levels of it, and 0.01 on average.
+    """
+    side, views = faces.shape[-1], boxes.shape[1]
+    top, left, height, width = boxes.flatten(0, 1).float().unbind(1)
+    across = _shares(left, width, size, side)
+    across = torch.where(flips.flatten()[:, None, None], across.flip(1), across)
+    # fp32: fp16, for which GPUs have tensor cores, changes a pixel in eleven by a grey level, and saves little
+    shown = faces.repeat_interleave(views, 0).to(torch.float32, memory_format=torch.contiguous_format)
+    narrowed = (shown.flatten(1, 2) @ across.mT).add_(0.5).floor_()  # (B * K, 3 * S, size)
+    pixels = _shares(top, height, size, side)[:, None] @ narrowed.unflatten(1, (3, side))
+    return pixels.add_(0.5).to(torch.uint8, memory_format=torch.channels_last)
+
+
+def _shares(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
+    """(M, size, side): how much of each of `side` pixels goes into each of `size`, for cuts of a line at (M,) `start`.
+
+    Pillow's filter: a triangle that reaches one pixel to both sides, of whichever line's pixels are larger.
+    """
+    scale = (length / size)[:, None, None]
+    centre = (torch.arange(size, device=start.device)[:, None] + 0.5) * scale  # (M, size, 1), from the cut's start
+    pixel = torch.arange(side, device=start.device) + 0.5 - start[:, None, None]  # (M, 1, side)
+    shares = (1 - (pixel - centre).abs_() / scale.clamp(min=1)).clamp_(min=0)
+    shares *= (pixel > 0) & (pixel < length[:, None, None])
+    return shares / shares.sum(2, keepdim=True)

@@ -67,7 +67,7 @@ def statistics(x: Tensor, counts: bool) -> tuple[Tensor, Tensor, Tensor]:
     mean = wide.mean(over, keepdim=True)
     # twice as fast on a CPU as torch.var, in channels_last ten times
     var = (wide - mean).square_().mean(over)
-    own = torch.cat([mean.flatten(), var, var.new_tensor([x.numel() // x.shape[1] if counts else 0])]).double()
+    own = torch.cat([mean.flatten(), var, var.new_full((1,), x.numel() // x.shape[1] if counts else 0)]).double()
     all_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(all_ranks, own)
     means, variances, share = torch.stack(all_ranks).split([len(var), len(var), 1], 1)

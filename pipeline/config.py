@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 from efficientface import FerError
 
 # Settings that do not change the result: an interrupted training may go on with others.
-MACHINE = ("device", "workers", "tensorboard", "mlflow", "preset", "given")
+MACHINE = ("device", "workers", "compile", "tensorboard", "mlflow", "preset", "given")
 
 # R, G, B mean and standard deviation (0-1) by which the authors' code normalises each data set
 NORMALISATIONS = {
@@ -107,6 +107,7 @@ class TrainConfig:
     given: tuple[str, ...] = ()  # those given beside it; see `with_preset`
     device: str = "cpu"
     precision: str = "fp32"  # `bf16` and `fp16` by autocast
+    compile: bool = False  # the network by torch.compile
     workers: int = 0  # threads that decode and crop; 0: one a core
     tensorboard: bool = False  # the metrics in RUN/tensorboard/ too
     mlflow: bool = False  # and in MLflow's store

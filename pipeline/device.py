@@ -21,6 +21,8 @@ def prepare(name: str) -> torch.device:
         raise FerError(f"--device {name} cannot be used here ({reason}); give another one, such as cpu") from error
     if device.type == "cpu":
         keep_freed_memory()
+    # torch's default for convolutions on a GPU: ten bits of a number's fraction in place of 23, which is not fp32
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 

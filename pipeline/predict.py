@@ -38,7 +38,7 @@ def predict(
     rows = np.arange(len(boxes))
     order = [rows[k : k + faces_a_batch] for k in range(0, len(rows), faces_a_batch)]
     answers = []
-    for done, images in view_batches(faces, order, boxes, flips, size, workers, shown):
+    for done, images in view_batches(faces, order, boxes, flips, size, workers, shown, device):
         logits = torch.cat([model(normalise(part.to(device), mean, std)) for part in images.split(batch)])
         answers.append(torch.softmax(logits.float(), 1).cpu().numpy().reshape(len(done), views, -1))
         advance(len(done))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from efficientface import FerError
 from efficientface.data.batches import canonical, normalise, view_batches
 from efficientface.data.faces import Faces
+from efficientface.data.resident import resident
 from efficientface.data.views import draw_views
 from efficientface.models.batch_norm import BatchNormOfAllRanks
 from efficientface.pipeline.artifact import write_text
@@ -75,9 +76,15 @@ def fit(
     model = model.to(device).to(memory_format=torch.channels_last)
     # batch norm's running statistics are the same on all ranks already
     parallel = DistributedDataParallel(model, forward_sync_buffers=False) if world > 1 else model
+    if config.compile:
+        if world > 1:
+            raise FerError("--compile is for one process, it cannot see batch norm over several; leave it out")
+        # CUDA graphs, as the student's kernels take less time than launching them; a last, smaller batch has its own
+        parallel = cast(nn.Module, torch.compile(model, mode="reduce-overhead", dynamic=False))
     optimizer = torch.optim.SGD(
-        model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+        model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
+        fused=device.type == "cuda" or None,
+    )  # fmt: skip
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     checkpoint = Checkpoint(folder / CHECKPOINT)
     settings = {k: v for k, v in asdict(config).items() if k not in MACHINE}
@@ -96,6 +103,7 @@ def fit(
         folder.mkdir(parents=True, exist_ok=True)
     curves = Curves(folder, config)
     curves.tell(lines)
+    train, judge = resident([train, judge], config.device, config.workers)
     shown = np.zeros(len(train), np.int64)  # how often the network has seen each face
     for epoch in range(len(lines)):
         shown += np.bincount(epoch_order(train.label, config, epoch), minlength=len(train))
@@ -104,9 +112,15 @@ def fit(
         epoch, started = len(lines), time.perf_counter()
         rows = epoch_order(train.label, config, epoch)
         lesson = lessons(rows, showings(rows, shown))
-        mean_loss = train_epoch(
-            parallel, optimizer, scaler, train, rows, lesson, loss, epoch, config, facts, (rank, world)
-        )
+        try:
+            mean_loss = train_epoch(
+                parallel, optimizer, scaler, train, rows, lesson, loss, epoch, config, facts, (rank, world)
+            )
+        except RuntimeError as error:
+            if not config.compile or not isinstance(error, torch._dynamo.exc.BackendCompilerFailed):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            raise FerError(f"--compile does not work here ({reason}); leave it out") from error
         shown += np.bincount(rows, minlength=len(train))
         trained = time.perf_counter() - started
         accuracy, entropy = judge_epoch(model, judge, config, facts)
@@ -159,21 +173,23 @@ def train_epoch(
     batches = global_batches(len(rows), config.batch_size)
     # where a batch has fewer faces than there are ranks, those left over run along with its first face
     mine = [places[rank::world] if rank < len(places) else places[:1] for places in batches]
-    targets = torch.from_numpy(lesson.targets)
-    views = view_batches(faces, mine, lesson.boxes, lesson.flips, config.size, config.workers, rows)
+    # to the device once an epoch: a copy at every step would wait for it
+    targets = torch.from_numpy(lesson.targets[np.concatenate(mine)]).to(config.device).split([len(m) for m in mine])
+    views = view_batches(faces, mine, lesson.boxes, lesson.flips, config.size, config.workers, rows, config.device)
     total = torch.zeros((), device=config.device)
-    with progress(f"epoch {epoch + 1}/{config.epochs}", len(rows) // world) as advance:
+    fastest = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32)
+    with fastest, progress(f"epoch {epoch + 1}/{config.epochs}", len(rows) // world) as advance:
         for step, (places, images) in enumerate(views):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, epoch + step / len(batches))
             counts = rank < len(batches[step])
+            optimizer.zero_grad()
             joint = BatchNormOfAllRanks(counts) if world > 1 else nullcontext()
             with joint, autocast(config.device, config.precision):
                 logits = model(normalise(images.to(config.device, non_blocking=True), facts["mean"], facts["std"]))
             # DistributedDataParallel averages over ranks; slices may differ by one face
             weight = counts * len(places) * world / len(batches[step])
-            batch_loss = loss(logits.float(), targets[places].to(config.device)) * weight
-            optimizer.zero_grad()
+            batch_loss = loss(logits.float(), targets[step]) * weight
             scaler.scale(batch_loss).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -264,7 +280,9 @@ def label_lessons(train: Faces, crop: int, config: TrainConfig) -> Lessons:
 
 def label_objective(train: Faces, config: TrainConfig, scale: float) -> Loss:
     """Cross-entropy to the label, smoothed and weighted as the settings say, times `scale`."""
-    weights = balanced_weights(train.label, len(train.classes)) if config.class_weights == "balanced" else None
+    weights = None
+    if config.class_weights == "balanced":
+        weights = balanced_weights(train.label, len(train.classes)).to(config.device)
     return lambda logits, label: label_loss(logits, label, config.label_smoothing, weights) * scale
 
 
