@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 from efficientface import FerError
 
 # Settings that do not change the result: an interrupted training may go on with others.
-MACHINE = ("device", "workers", "tensorboard", "mlflow", "preset", "given")
+MACHINE = ("device", "workers", "tensorboard", "mlflow", "preset", "recipe", "given")
 
 # R, G, B mean and standard deviation (0-1) by which the authors' code normalises each data set
 NORMALISATIONS = {
@@ -88,6 +88,7 @@ class TrainConfig:
     """What training a teacher, a student and an identity classifier have in common."""
 
     size: int = 224  # pixels a side that the network sees
+    start_scale: float = 1.0  # share of `size` in the first third of the epochs; see `sides`
     epochs: int = 100
     batch_size: int = 128
     lr: float = 0.1  # belongs to equation (5)'s scale, which divides cross-entropy by the number of classes
@@ -104,7 +105,8 @@ class TrainConfig:
     class_weights: str = "none"  # of single labels; `balanced`: N / (classes x faces of the class)
     init: str = ""  # a finished model's folder to start from; its last layer only if it has the same classes
     preset: str | None = None  # where the settings come from, and
-    given: tuple[str, ...] = ()  # those given beside it; see `with_preset`
+    recipe: str | None = None  # and which way of training is put over them
+    given: tuple[str, ...] = ()  # those given beside them; see `with_preset`
     device: str = "cpu"
     precision: str = "fp32"  # `bf16` and `fp16` by autocast
     workers: int = 0  # threads that decode and crop; 0: one a core
@@ -122,6 +124,7 @@ class TrainConfig:
         if self.sampling == self.class_weights == "balanced":
             raise FerError("--sampling balanced and --class-weights balanced both even out the classes; give one")
         _within("--size", self.size, 32, 1024)
+        _within("--start-scale", self.start_scale, 0.1, 1.0)
         _within("--epochs", self.epochs, 1, 100_000)
         _within("--batch-size", self.batch_size, 2, 65_536)
         _within("--min-area", self.min_area, 0.01, 1.0)
@@ -133,9 +136,21 @@ class TrainConfig:
         _machine(self.workers, self.seed)
 
     @property
+    def sides(self) -> list[int]:
+        """Pixels a side of the training's crops, each for an equal share of the epochs: first, half-way and `size`.
+
+        The smaller ones are divided by 16, as EfficientFace needs them. Judging is always at `size`.
+        """
+        if self.start_scale == 1:
+            return [self.size]
+        first = max(32, int(self.size * self.start_scale) // 16 * 16)
+        return [first, max(first, (first + self.size) // 32 * 16), self.size]
+
+    @property
     def origin(self) -> dict[str, Any]:
-        """What a manifest's facts say of a preset."""
-        return {"preset": {"name": self.preset, "given": list(self.given)}} if self.preset else {}
+        """What a manifest's facts say of a preset and a recipe."""
+        names = {"preset": self.preset, "recipe": self.recipe}
+        return {what: {"name": name, "given": list(self.given)} for what, name in names.items() if name}
 
 
 @dataclass(frozen=True)
@@ -256,15 +271,35 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "distill": {**_FERPLUS, "epochs": 30, "lr": 1.0},
     },
 }
+# Ways of training, for any data set and network: `paper` is the reference, and the defaults; `fast` reaches what
+# the paper's recipe does in a fraction of the time (docs/performance.md has what was tried for it).
+_ONE_CYCLE: dict[str, Any] = {"schedule": "onecycle", "min_area": 0.5}
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": dict.fromkeys(
+        ("teach", "distill"),
+        {
+            **{"epochs": 100, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
+            **{"schedule": "step", "lr_step": 30, "min_area": 0.08, "start_scale": 1.0},
+        },
+    ),
+    "fast": {
+        "teach": {**_ONE_CYCLE, "epochs": 16, "lr": 0.8, "views": 0},
+        "distill": {**_ONE_CYCLE, "epochs": 8, "lr": 1.0, "start_scale": 0.5},
+    },
+}
 Trained = TypeVar("Trained", bound=TrainConfig)
 
 
-def with_preset(config: type[Trained], preset: str, **given: Any) -> Trained:
-    """The settings of a preset, those `given` in place of its own; the run records both."""
-    _one_of("--preset", preset, tuple(PRESETS))
-    known = PRESETS[preset]["teach" if issubclass(config, TeachConfig) else "distill"]
+def with_preset(config: type[Trained], preset: str | None, recipe: str | None = None, **given: Any) -> Trained:
+    """The settings of a preset, over them a recipe's, over these what is `given`; the run records all three."""
+    stage = "teach" if issubclass(config, TeachConfig) else "distill"
+    known: dict[str, Any] = {}
+    for option, name, all_known in (("--preset", preset, PRESETS), ("--recipe", recipe, RECIPES)):
+        if name is not None:
+            _one_of(option, name, tuple(all_known))
+            known |= all_known[name][stage]
     settings = {field.name: known[field.name] for field in fields(config) if field.name in known}
-    return config(**{**settings, **given, "preset": preset, "given": tuple(sorted(given))})
+    return config(**{**settings, **given, "preset": preset, "recipe": recipe, "given": tuple(sorted(given))})
 
 
 @dataclass(frozen=True)
