@@ -233,7 +233,7 @@ PRESET = click.option(
 RECIPE = click.option(
     "--recipe",
     type=click.Choice(list(RECIPES)),
-    help="A way of training, over the preset's: the paper's (the defaults), or one for its accuracy in less time. "
+    help="A way of training, over the preset's: the paper's (the defaults), or a short one. "
     "What is given beside it wins.",
 )
 

@@ -271,8 +271,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "distill": {**_FERPLUS, "epochs": 30, "lr": 1.0},
     },
 }
-# Ways of training, for any data set and network: `paper` is the reference, and the defaults; `fast` reaches what
-# the paper's recipe does in a fraction of the time (docs/performance.md has what was tried for it).
+# Ways of training, for any data set and network: `paper` is the reference, and the defaults; `fast` is short, and its
+# teacher is asked once a face (docs/performance.md has what was tried for it).
 _ONE_CYCLE: dict[str, Any] = {"schedule": "onecycle", "min_area": 0.5}
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "paper": dict.fromkeys(
@@ -284,7 +284,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     ),
     "fast": {
         "teach": {**_ONE_CYCLE, "epochs": 16, "lr": 0.8, "views": 0},
-        "distill": {**_ONE_CYCLE, "epochs": 8, "lr": 1.0, "start_scale": 0.5},
+        "distill": {**_ONE_CYCLE, "epochs": 6, "lr": 1.0, "start_scale": 0.5},
     },
 }
 Trained = TypeVar("Trained", bound=TrainConfig)
