@@ -186,7 +186,6 @@ def training_settings(config: type[TrainConfig]) -> Callable[[Command], Command]
     balanced = click.Choice(["none", "balanced"])
     options = [
         setting(config, "size", "Pixels a side that the network sees."),
-        setting(config, "start_scale", "Share of --size in the first third of the epochs; 0.5 of 64: 32, 48, 64."),
         setting(config, "epochs", "Passes over the training faces."),
         setting(config, "batch_size", "Faces in one step."),
         setting(config, "lr", f"SGD's first (step) or highest (onecycle) learning rate{scale}."),

@@ -36,7 +36,7 @@ def build(arch: str, num_classes: int, **options: Any) -> nn.Module:
 
 
 @torch.inference_mode()
-def check_size(model: nn.Module, arch: str, size: int, option: str = "--size") -> None:
+def check_size(model: nn.Module, arch: str, size: int) -> None:
     """FerError unless the network, put in eval mode by this, answers an image of `size` pixels a side as a classifier.
 
     One forward pass finds out: what a network of another library takes is written down nowhere.
@@ -49,7 +49,7 @@ def check_size(model: nn.Module, arch: str, size: int, option: str = "--size") -
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         other = f"such as {usual}" if usual != size else "such as a larger one"
         raise FerError(
-            f"{arch} cannot take images of {size} x {size} pixels ({reason}); choose another {option}, {other}"
+            f"{arch} cannot take images of {size} x {size} pixels ({reason}); choose another --size, {other}"
         ) from error
     if not isinstance(answer, torch.Tensor) or answer.ndim != 2:
         raise FerError(f"{arch} does not answer with one number a class; choose a classifier")

@@ -135,18 +135,15 @@ def network_options(arch: str, modulation: str) -> dict[str, str]:
 
 
 def fresh_model(
-    arch: str, classes: Sequence[str], size: int, options: dict[str, str], init: str, smaller: Sequence[int] = ()
+    arch: str, classes: Sequence[str], size: int, options: dict[str, str], init: str
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A network to train, with the weights of --init if one is given, and its config but for mean and std.
 
-    FerError where it cannot take images of `size` pixels a side, or of the `smaller` ones that it is first trained on,
-    or `init` is another network.
+    FerError where it cannot take images of `size` pixels a side, or `init` is another network.
     """
     asked: dict[str, Any] = {"arch": arch, "options": options, "classes": list(classes), "size": size}
     model = build(arch, len(classes), **options)
     check_size(model, arch, size)
-    for side in smaller:
-        check_size(model, arch, side, "--start-scale")
     if init:
         start_from(init, model, asked)
     return model, asked

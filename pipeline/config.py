@@ -88,7 +88,6 @@ class TrainConfig:
     """What training a teacher, a student and an identity classifier have in common."""
 
     size: int = 224  # pixels a side that the network sees
-    start_scale: float = 1.0  # share of `size` in the first third of the epochs; see `sides`
     epochs: int = 100
     batch_size: int = 128
     lr: float = 0.1  # belongs to equation (5)'s scale, which divides cross-entropy by the number of classes
@@ -124,7 +123,6 @@ class TrainConfig:
         if self.sampling == self.class_weights == "balanced":
             raise FerError("--sampling balanced and --class-weights balanced both even out the classes; give one")
         _within("--size", self.size, 32, 1024)
-        _within("--start-scale", self.start_scale, 0.1, 1.0)
         _within("--epochs", self.epochs, 1, 100_000)
         _within("--batch-size", self.batch_size, 2, 65_536)
         _within("--min-area", self.min_area, 0.01, 1.0)
@@ -134,17 +132,6 @@ class TrainConfig:
         _within("--weight-decay", self.weight_decay, 0.0, 1.0)
         _within("--patience", self.patience, 0, 100_000)
         _machine(self.workers, self.seed)
-
-    @property
-    def sides(self) -> list[int]:
-        """Pixels a side of the training's crops, each for an equal share of the epochs: first, half-way and `size`.
-
-        The smaller ones are divided by 16, as EfficientFace needs them. Judging is always at `size`.
-        """
-        if self.start_scale == 1:
-            return [self.size]
-        first = max(32, int(self.size * self.start_scale) // 16 * 16)
-        return [first, max(first, (first + self.size) // 32 * 16), self.size]
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -279,12 +266,12 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         ("teach", "distill"),
         {
             **{"epochs": 100, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
-            **{"schedule": "step", "lr_step": 30, "min_area": 0.08, "start_scale": 1.0},
+            **{"schedule": "step", "lr_step": 30, "min_area": 0.08},
         },
     ),
     "fast": {
         "teach": {**_ONE_CYCLE, "epochs": 16, "lr": 0.8, "views": 0},
-        "distill": {**_ONE_CYCLE, "epochs": 6, "lr": 1.0, "start_scale": 0.5},
+        "distill": {**_ONE_CYCLE, "epochs": 6, "lr": 1.0},
     },
 }
 Trained = TypeVar("Trained", bound=TrainConfig)

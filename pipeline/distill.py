@@ -88,7 +88,7 @@ def write_student(inputs: Inputs, run: Path, folder: Path, config: DistillConfig
         lessons = with_labels(lessons, train, config.label_weight)
     torch.manual_seed(config.seed)
     options = network_options(config.arch, config.modulation)
-    model, asked = fresh_model(config.arch, classes, config.size, options, init, config.sides[:-1])
+    model, asked = fresh_model(config.arch, classes, config.size, options, init)
     log.info("student: %s, %s, on %d faces at %d pixels", config.arch, config.loss, len(train), config.size)
     digests = {f"{name}_manifest": reference["manifest"] for name, reference in made_from.items()}
     facts = {**inputs.facts_by(config.normalisation), **digests}

@@ -60,7 +60,7 @@ def write_network(inputs: Inputs, folder: Path, config: PretrainConfig) -> dict[
     check_classes(train, inputs.folder)
     torch.manual_seed(config.seed)
     options = network_options(config.arch, config.modulation)
-    model, asked = fresh_model(config.arch, train.classes, config.size, options, init, config.sides[:-1])
+    model, asked = fresh_model(config.arch, train.classes, config.size, options, init)
     log.info("identities: %s on %d faces of %d people", config.arch, len(train), len(train.classes))
     digests = {f"{name}_manifest": reference["manifest"] for name, reference in made_from.items()}
     facts = {**inputs.facts_by(config.normalisation), **digests}

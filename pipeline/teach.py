@@ -138,7 +138,7 @@ def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig, without: np
     classes = train.classes
     torch.manual_seed(config.seed)
     options = network_options(config.teacher_arch, DistillConfig.modulation)
-    model, asked = fresh_model(config.teacher_arch, classes, config.size, options, init, config.sides[:-1])
+    model, asked = fresh_model(config.teacher_arch, classes, config.size, options, init)
     lessons = label_lessons(train, inputs.facts["crop"], config)
     loss = label_objective(train, config, scale=1 / len(classes))
     log.info("%s: %s on %d faces at %d pixels", folder.name, config.teacher_arch, len(train), config.size)

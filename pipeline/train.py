@@ -160,7 +160,7 @@ def train_epoch(
     # where a batch has fewer faces than there are ranks, those left over run along with its first face
     mine = [places[rank::world] if rank < len(places) else places[:1] for places in batches]
     targets = torch.from_numpy(lesson.targets)
-    views = view_batches(faces, mine, lesson.boxes, lesson.flips, train_size(config, epoch), config.workers, rows)
+    views = view_batches(faces, mine, lesson.boxes, lesson.flips, config.size, config.workers, rows)
     total = torch.zeros((), device=config.device)
     with progress(f"epoch {epoch + 1}/{config.epochs}", len(rows) // world) as advance:
         for step, (places, images) in enumerate(views):
@@ -278,11 +278,6 @@ def global_batches(count: int, batch_size: int) -> list[np.ndarray]:
     if len(batches) > 1 and len(batches[-1]) < 2:
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
-
-
-def train_size(config: TrainConfig, epoch: int) -> int:
-    """Pixels a side of an epoch's crops; counted from the end, so that the last is at `size` however few there are."""
-    return config.sides[-1 - (config.epochs - 1 - epoch) * len(config.sides) // config.epochs]
 
 
 def learning_rate(config: TrainConfig, epochs_done: float) -> float:
