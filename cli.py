@@ -23,6 +23,7 @@ from efficientface.pipeline.config import (
     NORMALISATIONS,
     PRESETS,
     PUBLISHED,
+    RECIPES,
     TOLD_BY,
     AlignConfig,
     DemoConfig,
@@ -229,15 +230,19 @@ PRESET = click.option(
     help="The paper's and its authors' settings for a data set; ferplus, not in the paper, those of docs/results.md. "
     "What is given beside it wins.",
 )
+RECIPE = click.option(
+    "--recipe",
+    type=click.Choice(list(RECIPES)),
+    help="A way of training, over the preset's: the paper's (the defaults), or a short one. "
+    "What is given beside it wins.",
+)
 
 
-def configured(
-    config: type[TrainConfig], preset: str | None, options: dict[str, Any], before: dict[str, Any] | None = None
-) -> Any:
-    """The settings that the options make: with a preset, or settings from `before`, those that were typed win."""
+def configured(config: type[TrainConfig], options: dict[str, Any], before: dict[str, Any] | None = None) -> Any:
+    """The settings that the options make: with preset or recipe, or settings from `before`, what was typed wins."""
     given = {name: value for name, value in options.items() if name in _given()}
-    if preset is not None:
-        return with_preset(config, preset, **given)
+    if options["preset"] is not None or options["recipe"] is not None:
+        return with_preset(config, **{"preset": None, **given})
     known = {name: value for name, value in (before or {}).items() if name in options}
     return config(**{**options, **known, **given})
 
@@ -513,6 +518,7 @@ def align(
 @SHARD
 @CLUSTER
 @PRESET
+@RECIPE
 @training_settings(TeachConfig)
 @one_network(TeachConfig)
 @JSON
@@ -523,7 +529,6 @@ def teach(
     train_only: bool,
     job: str | None,
     cluster: str | None,
-    preset: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -546,7 +551,7 @@ def teach(
         raise FerError(f"--add-views adds to a finished cache by the settings that it has; leave out {named}")
     if train_only and job:
         raise FerError("--train-only trains and --shard only asks teachers; give one of them")
-    config = configured(TeachConfig, preset, options, settings_before(run, options["cache"]))
+    config = configured(TeachConfig, options, settings_before(run, options["cache"]))
     result = stage.run(run, config, checkpoints, more_views or 0, train_only, _job(job, cluster), cluster or "")
     _print(result, as_json, show.facts)
 
@@ -606,10 +611,11 @@ def merge(run: Path, others: tuple[Path, ...], as_json: bool) -> None:
 @setting(DistillConfig, "label_batch", "Views in one forward pass of the teacher (--live).")
 @click.option("--unlabelled", is_flag=True, help="Also train on faces without a label (ldl, kl).")
 @PRESET
+@RECIPE
 @training_settings(DistillConfig)
 @one_network(DistillConfig)
 @JSON
-def distill(run: Path, preset: str | None, as_json: bool, **options: Any) -> None:
+def distill(run: Path, as_json: bool, **options: Any) -> None:
     """Train a student on RUN's cached distributions; the teacher is not loaded.
 
     \b
@@ -619,7 +625,7 @@ def distill(run: Path, preset: str | None, as_json: bool, **options: Any) -> Non
     from efficientface.pipeline import distill as stage
     from efficientface.pipeline import show
 
-    _print(stage.run(run, configured(DistillConfig, preset, options)), as_json, show.facts)
+    _print(stage.run(run, configured(DistillConfig, options)), as_json, show.facts)
 
 
 @cli.command()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 from efficientface import FerError
 
 # Settings that do not change the result: an interrupted training may go on with others.
-MACHINE = ("device", "workers", "compile", "tensorboard", "mlflow", "preset", "given")
+MACHINE = ("device", "workers", "compile", "tensorboard", "mlflow", "preset", "recipe", "given")
 
 # R, G, B mean and standard deviation (0-1) by which the authors' code normalises each data set
 NORMALISATIONS = {
@@ -104,7 +104,8 @@ class TrainConfig:
     class_weights: str = "none"  # of single labels; `balanced`: N / (classes x faces of the class)
     init: str = ""  # a finished model's folder to start from; its last layer only if it has the same classes
     preset: str | None = None  # where the settings come from, and
-    given: tuple[str, ...] = ()  # those given beside it; see `with_preset`
+    recipe: str | None = None  # and which way of training is put over them
+    given: tuple[str, ...] = ()  # those given beside them; see `with_preset`
     device: str = "cpu"
     precision: str = "fp32"  # `bf16` and `fp16` by autocast
     compile: bool = False  # the network by torch.compile
@@ -135,8 +136,9 @@ class TrainConfig:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a manifest's facts say of a preset."""
-        return {"preset": {"name": self.preset, "given": list(self.given)}} if self.preset else {}
+        """What a manifest's facts say of a preset and a recipe."""
+        names = {"preset": self.preset, "recipe": self.recipe}
+        return {what: {"name": name, "given": list(self.given)} for what, name in names.items() if name}
 
 
 @dataclass(frozen=True)
@@ -257,15 +259,35 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "distill": {**_FERPLUS, "epochs": 30, "lr": 1.0},
     },
 }
+# Ways of training, for any data set and network: `paper` is the reference, and the defaults; `fast` is short, and its
+# teacher is asked once a face (docs/performance.md has what was tried for it).
+_ONE_CYCLE: dict[str, Any] = {"schedule": "onecycle", "min_area": 0.5}
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": dict.fromkeys(
+        ("teach", "distill"),
+        {
+            **{"epochs": 100, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
+            **{"schedule": "step", "lr_step": 30, "min_area": 0.08},
+        },
+    ),
+    "fast": {
+        "teach": {**_ONE_CYCLE, "epochs": 16, "lr": 0.8, "views": 0},
+        "distill": {**_ONE_CYCLE, "epochs": 6, "lr": 1.0},
+    },
+}
 Trained = TypeVar("Trained", bound=TrainConfig)
 
 
-def with_preset(config: type[Trained], preset: str, **given: Any) -> Trained:
-    """The settings of a preset, those `given` in place of its own; the run records both."""
-    _one_of("--preset", preset, tuple(PRESETS))
-    known = PRESETS[preset]["teach" if issubclass(config, TeachConfig) else "distill"]
+def with_preset(config: type[Trained], preset: str | None, recipe: str | None = None, **given: Any) -> Trained:
+    """The settings of a preset, over them a recipe's, over these what is `given`; the run records all three."""
+    stage = "teach" if issubclass(config, TeachConfig) else "distill"
+    known: dict[str, Any] = {}
+    for option, name, all_known in (("--preset", preset, PRESETS), ("--recipe", recipe, RECIPES)):
+        if name is not None:
+            _one_of(option, name, tuple(all_known))
+            known |= all_known[name][stage]
     settings = {field.name: known[field.name] for field in fields(config) if field.name in known}
-    return config(**{**settings, **given, "preset": preset, "given": tuple(sorted(given))})
+    return config(**{**settings, **given, "preset": preset, "recipe": recipe, "given": tuple(sorted(given))})
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def beside(stage: Made, given: dict[str, Any] | list[dict[str, Any]]) -> dict[st
     for table in [given] if isinstance(given, dict) else given:
         about = {option: getattr(config, option) for option in TOLD_BY.get(stage.command, ())}
         if isinstance(given, dict) or all(stage.settings[name] == table.get(name, own) for name, own in about.items()):
-            kept = {name.replace("_", "-") for name in (*stage.settings, "preset")}  # written out as its settings
+            # a preset and a recipe are written out as their settings
+            kept = {name.replace("_", "-") for name in (*stage.settings, "preset", "recipe")}
             return {name: value for name, value in table.items() if name not in kept}
     return {}
 

@@ -25,6 +25,7 @@ from efficientface.pipeline.artifact import MANIFEST
 from efficientface.pipeline.config import (
     NORMALISATIONS,
     PRESETS,
+    RECIPES,
     DistillConfig,
     PretrainConfig,
     TeachConfig,
@@ -327,6 +328,23 @@ def test_what_is_typed_wins_also_if_it_is_a_default(configured):
     assert configured("distill", "--epochs", 7).origin == {}
 
 
+def test_a_recipe_wins_over_the_preset_and_what_is_typed_over_both(configured):
+    config = configured("distill", "--preset", "caer-s", "--recipe", "fast", "--lr", 0.5)
+    assert (config.schedule, config.min_area, config.epochs, config.lr) == ("onecycle", 0.5, 6, 0.5)
+    assert (config.normalisation, config.size, config.batch_size) == ("caer-s", 224, 128)
+    assert config.origin == {
+        "preset": {"name": "caer-s", "given": ["lr"]},
+        "recipe": {"name": "fast", "given": ["lr"]},
+    }
+
+
+def test_the_recipe_of_the_paper_is_what_the_program_does_by_itself(configured):
+    for command in ("teach", "distill"):
+        assert replace(configured(command, "--recipe", "paper"), recipe=None) == configured(command)
+    assert configured("distill", "--preset", "ferplus", "--recipe", "paper").lr == 0.1
+    assert configured("teach", "--recipe", "fast").views == 0
+
+
 def test_the_commands_that_reproduce_the_paper_are_commands():
     page = (Path(__file__).parent.parent / "docs" / "reproducing.md").read_text()
     lines = [line for block in re.findall(r"^```\n(.*?)^```", page, re.M | re.S) for line in block.splitlines()]
@@ -342,10 +360,12 @@ def test_the_commands_that_reproduce_the_paper_are_commands():
 
 
 def test_presets_name_settings_that_there_are():
-    for stages in PRESETS.values():
+    for stages in [*PRESETS.values(), *RECIPES.values()]:
         for settings in stages.values():
             known = set(TeachConfig.__dataclass_fields__) | set(DistillConfig.__dataclass_fields__)
             assert set(settings) <= known
+    with pytest.raises(FerError, match="--recipe quick is not known; choose from paper, fast"):
+        with_preset(TeachConfig, None, "quick")
     with pytest.raises(FerError, match="--preset fer2013 is not known; choose from raf-db, caer-s, affectnet-7"):
         with_preset(TeachConfig, "fer2013")
 
