@@ -328,7 +328,7 @@ def test_a_teacher_made_faster_answers_the_same_whatever_the_batch(scripted):
 def test_a_network_that_torch_cannot_make_faster_is_asked_as_it_is(caplog):
     caplog.set_level("INFO")
     student = efficient_face(7).eval()
-    assert for_inference(student, 64, scripted=True) is student
+    assert for_inference(student, 64, scripted=False) is student
     assert "EfficientFace is asked as it is, torch cannot make it faster" in caplog.text
 
 
