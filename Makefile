@@ -59,10 +59,12 @@ site: $(STAMP)
 	$(BIN)/python tests/check_site.py $(SITE)
 
 # The table of docs/results.md, "The cache": about five minutes; then that of docs/scaling.md at smaller sizes. For ten million
-# faces: benchmarks/scale.py --faces 10000000
+# faces: benchmarks/scale.py --faces 10000000. Then the tables of docs/performance.md, of fewer faces.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/cache_files.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/labelling.py
 
 wheel: $(STAMP)
 	rm -rf build dist

@@ -513,6 +513,12 @@ def align(
     help="A finished teacher's folder: no training, ask this one. Several are averaged.",
 )
 @setting(TeachConfig, "label_batch", "Views in one forward pass while labelling.")
+@setting(
+    TeachConfig,
+    "label_precision",
+    "Of the teacher's answers. bf16 is less exact: how much is measured, told and noted.",
+    type=click.Choice(["fp32", "bf16"]),
+)
 @setting(TeachConfig, "shard_faces", "Faces in a file: what a job or a worker does at a time.")
 @click.option("--train-only", is_flag=True, help="Stop when the teacher is trained; --shard needs it so.")
 @SHARD

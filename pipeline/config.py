@@ -146,6 +146,7 @@ class TeachConfig(TrainConfig):
     teacher_arch: str = "resnet50"
     views: int = 10  # stored beside the canonical one; 0: per-image use only
     label_batch: int = 64  # faces a forward pass when labelling; fixed, so that answers do not depend on who asks
+    label_precision: str = "fp32"  # of the teacher's answers; `bf16` by autocast, compared with fp32 on some faces
     shard_faces: int = 8192
     cache: str = ""  # writes distributions-NAME/ instead of distributions/
     format: str = "parquet"  # of the cache: `parquet` (shards) or `hdf5` (one file); the content is the same
@@ -163,6 +164,7 @@ class TeachConfig(TrainConfig):
         if self.folds:
             _within("--folds", self.folds, 2, 100)
         _one_of("--format", self.format, ("parquet", "hdf5"))
+        _one_of("--label-precision", self.label_precision, ("fp32", "bf16"))
         _within("--views", self.views, 0, 1000)
         _within("--label-batch", self.label_batch, 1, 65_536)
         _within("--shard-faces", self.shard_faces, 1, 1_000_000)

@@ -23,14 +23,13 @@ from efficientface.pipeline.checkpoint import (
     finish_model,
     fresh_model,
     init_reference,
-    load_model,
     network_options,
     trained_before,
 )
 from efficientface.pipeline.config import MACHINE, DistillConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
-from efficientface.pipeline.label import class_order
+from efficientface.pipeline.label import class_order, load_teacher
 from efficientface.pipeline.losses import distribution_loss, tempered_divergence
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
@@ -164,7 +163,7 @@ def ask_live(train: Faces, teacher: Path, crop: int, config: DistillConfig) -> L
     The crops are those that `fer teach --views EPOCHS` with the same seed and --min-area would store, in the order
     that a student of this seed replays them: what is trained on is the same, and the teacher is asked as often.
     """
-    model, described = load_model(teacher, "teacher")
+    model, described = load_teacher(teacher, config.device)
     order = class_order(described["classes"], train.classes, teacher)
     boxes, flips = draw_views(config.seed, train.face_id, range(config.epochs), crop, config.min_area)
     offsets = replay_offsets(config.seed, train.face_id)

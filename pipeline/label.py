@@ -26,6 +26,7 @@ from efficientface.cache.parquet import checked_shards, read_shard, read_shards,
 from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces, read_faces
 from efficientface.data.views import draw_views
+from efficientface.models.inference import for_inference
 from efficientface.pipeline.artifact import (
     MANIFEST,
     check_files,
@@ -59,6 +60,7 @@ log = logging.getLogger(__name__)
 TRAINED_ON = "trained_on.parquet"
 PLAN = "plan.json"
 ADDING = ".adding-views"  # in distributions/: finished shards with more views, until all are there
+COMPARED = 512  # faces that a teacher answers in fp32 too where it labels in less
 OTHERWISE = "give --cache NAME to write beside it, or remove it"
 Advance = Callable[[int], None]  # told the number of faces just done
 
@@ -72,6 +74,7 @@ class Teachers:
     batch: int  # views in one forward pass
     device: str = "cpu"
     workers: int = 0
+    precision: str = "fp32"  # or `bf16`
 
     def ask(
         self,
@@ -93,7 +96,7 @@ class Teachers:
             total[rows] += predict(
                 model, faces.select(rows), boxes[rows], flips[rows],
                 size=described["size"], mean=described["mean"], std=described["std"],
-                device=self.device, batch=self.batch, workers=self.workers,
+                device=self.device, batch=self.batch, workers=self.workers, precision=self.precision,
                 advance=advance,
             )[..., order]  # fmt: skip
         count = np.where(fold < 0, len(self.models), 1)
@@ -102,6 +105,10 @@ class Teachers:
     def answers(self, fold: np.ndarray) -> int:
         """How many answers faces of these folds (N,) take: one, or one of each teacher."""
         return int(np.where(fold < 0, len(self.models), 1).sum())
+
+    def asked_by_one(self) -> TeachConfig:
+        """How another process asks them as these are asked, with one thread."""
+        return TeachConfig(label_batch=self.batch, label_precision=self.precision, device=self.device, workers=1)
 
     def trained_on(self, faces: Faces) -> np.ndarray:
         """(N,) bool: whether at least one of them was trained on the picture.
@@ -124,13 +131,20 @@ class Teachers:
         return {"arch": first["arch"], "size": first["size"], "teachers": len(self.models)}
 
 
+def load_teacher(folder: Path, device: str, precision: str = "fp32") -> tuple[nn.Module, dict[str, Any]]:
+    """A finished teacher as it labels, and its config."""
+    model, described = load_model(folder, "teacher")
+    scripted = torch.device(device).type == "cpu" and precision == "fp32"
+    return for_inference(model, described["size"], scripted), described
+
+
 def load_teachers(folders: Sequence[Path], classes: tuple[str, ...], config: TeachConfig) -> Teachers:
     """The finished teachers in these folders, ready to answer for `classes`."""
     models = []
     for folder in folders:
-        model, described = load_model(folder, "teacher")
+        model, described = load_teacher(folder, config.device, config.label_precision)
         models.append((model, described, class_order(described["classes"], classes, folder)))
-    return Teachers(folders, models, config.label_batch, config.device, config.workers)
+    return Teachers(folders, models, config.label_batch, config.device, config.workers, config.label_precision)
 
 
 def cache_distributions(
@@ -160,6 +174,7 @@ def cache_distributions(
         "seed": config.seed,
         "min_area": config.min_area,
         "label_batch": config.label_batch,
+        "label_precision": config.label_precision,
         "shard_faces": config.shard_faces,
     }
     made_from = {"faces": reference_to(inputs.folder, out), **teacher_references(folders, out)}
@@ -170,6 +185,8 @@ def cache_distributions(
     if folders:
         teachers = load_teachers(folders, inputs.faces.classes, config)
         judged = {"teacher": {**teachers.described(), **check_teacher(teachers, inputs, config.choose_on)}}
+        if config.label_precision != "fp32":
+            judged["against_fp32"] = against_fp32(teachers, inputs)
     known = said_without_teacher(inputs.faces, weights)
     sayable = np.isfinite(known).all(1)
     plan = {
@@ -299,7 +316,7 @@ class Sender:
             fold=self.fold[rows],
             labeller=replace(self.labeller, teachers=None),
             folders=self.folders,
-            config=TeachConfig(label_batch=teachers.batch, device=teachers.device, workers=1) if teachers else None,
+            config=teachers.asked_by_one() if teachers else None,
             seen=self.seen,
             needs=[*self.seen, *((path, digest) for path, digest in self.stated.items() if path not in others)],
         )
@@ -407,7 +424,8 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
     weights = parse_source(settings["source"])
     before = manifest["facts"]["views"]
     numbers = range(before, before + more)
-    teachers = load_teachers(folders, inputs.faces.classes, replace(config, label_batch=settings["label_batch"]))
+    as_before = {name: settings[name] for name in ("label_batch", "label_precision") if name in settings}
+    teachers = load_teachers(folders, inputs.faces.classes, replace(config, **as_before))
     made = out / ADDING / f"{before + more}"
     names = [f"part-{k:05d}-views-{before + more}.parquet" for k in range(len(cache.shards))]
     rank, world = rank_and_world()
@@ -646,6 +664,23 @@ def check_teacher(teachers: "Teachers", inputs: Inputs, split: str) -> dict[str,
             "classes in another order? Align again with the right ones, or train another teacher"
         )
     raise FerError(f"{message}; train it longer (--epochs), at a larger --size or with another --lr")
+
+
+def against_fp32(teachers: "Teachers", inputs: Inputs) -> dict[str, Any]:
+    """How far the teachers' answers are from those in fp32, told and returned: of COMPARED whole faces at most."""
+    faces = inputs.faces.select(np.arange(0, len(inputs.faces), -(-len(inputs.faces) // COMPARED)))
+    about = faces, *canonical(len(faces), inputs.facts["crop"]), np.full(len(faces), UNSEEN, np.int8)
+    answers, exact = (asked.ask(*about)[:, 0] for asked in (teachers, replace(teachers, precision="fp32")))
+    found = {
+        "faces": len(faces),
+        "largest_difference": float(np.abs(answers - exact).max()),
+        "other_expression": int((answers.argmax(1) != exact.argmax(1)).sum()),
+    }
+    log.info(
+        "distributions: in %s a probability differs from fp32 by %.1e at most, the first expression of %d of %d faces",
+        teachers.precision, found["largest_difference"], found["other_expression"], found["faces"],
+    )  # fmt: skip
+    return found
 
 
 def best_permutation(confusion: np.ndarray) -> tuple[list[int], int]:

@@ -24,9 +24,10 @@ def predict(
     batch: int = 64,
     workers: int = 0,
     shown: np.ndarray | None = None,
+    precision: str = "fp32",
     advance: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
-    """(N, K, C) float32 probabilities for K views of each of N faces; always fp32, so that answers can be compared.
+    """(N, K, C) float32 probabilities for K views of each of N faces; fp32, so that answers can be compared, or bf16.
 
     boxes: (N, K, 4) and flips: (N, K), the views of each face, or of the faces at `shown` (N,). Faces are rendered
     together, about `batch` views at a time and all views of a face, and answered at most `batch` at a time: cut at the
@@ -38,8 +39,10 @@ def predict(
     rows = np.arange(len(boxes))
     order = [rows[k : k + faces_a_batch] for k in range(0, len(rows), faces_a_batch)]
     answers = []
+    mixed = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
     for done, images in view_batches(faces, order, boxes, flips, size, workers, shown, device):
-        logits = torch.cat([model(normalise(part.to(device), mean, std)) for part in images.split(batch)])
+        with mixed:
+            logits = torch.cat([model(normalise(part.to(device), mean, std)) for part in images.split(batch)])
         answers.append(torch.softmax(logits.float(), 1).cpu().numpy().reshape(len(done), views, -1))
         advance(len(done))
     return np.concatenate(answers)

@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 OTHERWISE = "give --cache NAME to write beside it"
 AS_IT_IS = "give --checkpoint to use it as it is, or remove it to train anew"
 # TeachConfig's fields that shape distributions/ and not the teacher
-LABELLING = ("views", "label_batch", "shard_faces", "cache", "format", "source", "folds", "calibrate")
+LABELLING = (
+    *("views", "label_batch", "label_precision", "shard_faces", "cache", "format", "source", "folds", "calibrate"),
+)
 
 
 def run(

@@ -9,17 +9,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torchvision
 from click.testing import CliRunner
 from conftest import write_faces
 from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 from small_caches import make
+from test_models import varied
 
 from efficientface import FerError
 from efficientface.cache.distributions import tempered
 from efficientface.cli import cli
 from efficientface.data.batches import canonical
 from efficientface.data.faces import read_faces
+from efficientface.models.efficientface import efficient_face
+from efficientface.models.inference import for_inference
 from efficientface.pipeline import distill, label, teach
 from efficientface.pipeline.artifact import MANIFEST, data_files, read_manifest
 from efficientface.pipeline.caches import convert, open_cache
@@ -302,6 +306,51 @@ def test_folds_and_a_checkpoint_are_refused_together(run):
         teach.run(run, replace(TEACH, folds=3, cache="oof"), [run / "teacher"])
     with pytest.raises(FerError, match="--folds trains teachers, but --source votes asks none"):
         replace(TEACH, folds=3, source="votes")
+
+
+# --- how teachers are asked -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scripted", [True, False])
+def test_a_teacher_made_faster_answers_the_same_whatever_the_batch(scripted):
+    network = varied(torchvision.models.resnet18(num_classes=7))
+    quick = for_inference(network, 64, scripted)
+    assert quick is not network
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in quick.modules())
+    images = torch.randn(5, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = network(images)
+        for count in (5, 5, 2, 1, 5):  # TorchScript may change its mind after a few calls
+            assert (quick(images[:count]) - expected[:count]).abs().max() < 1e-5 * expected.abs().max()
+        assert torch.equal(quick(images), for_inference(network, 64, scripted)(images))
+
+
+def test_a_network_that_torch_cannot_make_faster_is_asked_as_it_is(caplog):
+    caplog.set_level("INFO")
+    student = efficient_face(7).eval()
+    assert for_inference(student, 64, scripted=False) is student
+    assert "EfficientFace is asked as it is, torch cannot make it faster" in caplog.text
+
+
+def test_bf16_is_asked_for_measured_and_noted(run, caplog):
+    caplog.set_level("INFO")
+    settings = replace(TEACH, views=0, label_precision="bf16", cache="half")
+    teach.run(run, settings, [run / "teacher"])
+    manifest = open_cache(run / "distributions-half").manifest
+    half, exact = (cached(run / name).canonical for name in ("distributions-half", "distributions"))
+    told = manifest["facts"]["against_fp32"]
+    assert manifest["settings"]["label_precision"] == "bf16"
+    assert told["faces"] == 60
+    # the batches are others, which may change what bf16 rounds
+    assert told["largest_difference"] == pytest.approx(np.abs(half - exact).max(), rel=0.5)
+    assert told["largest_difference"] > 1e-5
+    assert "in bf16 a probability differs from fp32 by" in caplog.text
+    with pytest.raises(FerError, match=r"finished with other settings \(label_precision bf16, now fp32\)"):
+        teach.run(run, replace(settings, label_precision="fp32"), [run / "teacher"])
+    with pytest.raises(FerError, match="--label-precision fp16 is not known; choose from fp32, bf16"):
+        replace(TEACH, label_precision="fp16")
+    checked = verify(run / "distributions-half", teachers=[run / "teacher"])["checks"]
+    assert {check["check"]: check["state"] for check in checked}["teacher"] == "ok"
 
 
 # --- more views -----------------------------------------------------------------------------------------------

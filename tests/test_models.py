@@ -11,7 +11,7 @@ import torchvision
 
 from efficientface import FerError
 from efficientface.models import build
-from efficientface.models.efficientface import efficient_face, load_official
+from efficientface.models.efficientface import Depthwise, efficient_face, interleave, load_official
 
 
 def varied(model, seed=0):
@@ -222,6 +222,29 @@ def test_fused_and_unfused_train_alike():
         torch.testing.assert_close(other[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_is_torchs_convolution_also_on_tiny_maps(size, stride):
+    layer = Depthwise(6, stride).double().train()
+    x = torch.randn(4, 6, size, size, dtype=torch.float64, requires_grad=True)
+    by_torch = F.conv2d(x, layer.weight, stride=stride, padding=1, groups=6)
+    ours, turn = layer(x), torch.randn_like(by_torch)
+    torch.testing.assert_close(ours, by_torch)
+    inputs = (x, layer.weight)
+    torch.testing.assert_close(torch.autograd.grad(ours, inputs, turn), torch.autograd.grad(by_torch, inputs, turn))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_interleave_takes_channels_in_turn(layout):
+    left, right = (torch.randn(2, 3, 4, 5).contiguous(memory_format=layout).requires_grad_() for _ in range(2))
+    mixed = interleave(left, right)
+    expected = torch.stack([part[:, k] for k in range(3) for part in (left, right)], 1)
+    assert torch.equal(mixed, expected)
+    turn = torch.randn_like(expected)
+    ours, by_torch = (torch.autograd.grad(y, (left, right), turn) for y in (mixed, expected))
+    assert all(torch.equal(a, b) for a, b in zip(ours, by_torch, strict=True))
+
+
 def test_takes_grey_images():
     model = efficient_face(8, in_channels=1).eval()
     assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 8)
@@ -258,7 +281,9 @@ def test_exports_with_any_number_of_faces():
     program = torch.export.export(model, (torch.zeros(2, 3, 64, 64),), dynamic_shapes=(batch,)).module()
     images = torch.randn(5, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(program(images), model(images))
+        expected = model(images)
+        # an export keeps the other order of memory, in which sums are rounded otherwise
+        assert (program(images) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_the_baseline_is_shufflenet():

@@ -1,0 +1,176 @@
+"""An epoch of training from the cache against the authors' online loop; prints a Markdown table.
+
+    python benchmarks/training.py --faces 1024 --pairs 5
+
+Whole epochs with decoding and augmentation on drawn faces, JPEG as `fer align` writes them. `cache` is what `fer
+distill` does: train_epoch on stored views. `online` does what zengqunzhao/EfficientFace does, written anew: images from
+a folder, torchvision's RandomResizedCrop, flip and normalisation in workers, a ResNet-50's answer about every batch,
+then the student's step; maps in torch's usual order of memory, the four local branches one after another, channels
+shuffled by a view and a transposition. `online, allocator mended` is the same with glibc told to keep freed memory, as
+`fer` tells it. Each is a process of its own, warmed up by an epoch, and they take turns. Seconds are the clock's; where
+others use the machine, CPU seconds say more.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torchvision
+from torch import Tensor
+from turns import ratios, serve, take_turns
+
+from efficientface.data.drawn import draw_face
+from efficientface.data.faces import face_table, hash_image, read_faces
+from efficientface.data.views import draw_views
+from efficientface.models import efficientface
+from efficientface.pipeline import train
+from efficientface.pipeline.config import DistillConfig
+from efficientface.pipeline.device import keep_freed_memory, prepare
+from efficientface.pipeline.losses import distribution_loss
+
+CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
+CROP = 224
+MEAN, STD = (0.575, 0.449, 0.401), (0.207, 0.190, 0.181)
+RIVALS = ("cache", "online", "online, allocator mended")
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """FOLDER/CLASS/K.jpg, and the same bytes in FOLDER/faces.parquet."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(count):
+        label = k % len(CLASSES)
+        face = draw_face(np.eye(len(CLASSES))[label], rng, CROP)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+        data = cv2.imencode(".jpg", face[..., ::-1], quality)[1].tobytes()
+        path = folder / "images" / CLASSES[label] / f"{k}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        about = {"face_id": path.name, "image_hash": hash_image(data), "label": label, "status": "found"}
+        rows.append({**about, "image": {"bytes": data, "path": path.name}, "split": "train", "source": path.name})
+    pq.write_table(face_table(rows, CLASSES), folder / "faces.parquet")
+
+
+def from_the_cache(folder: Path, batch: int) -> Callable[[], dict[str, Any]]:
+    """An epoch of `fer distill`, and the share of it that training waited for pictures."""
+    prepare("cpu")
+    config = DistillConfig(batch_size=batch)
+    faces = read_faces([folder / "faces.parquet"])
+    boxes, flips = draw_views(0, faces.face_id, [0], CROP)
+    targets = np.random.default_rng(0).dirichlet(np.ones(len(CLASSES)), len(faces)).astype(np.float32)
+    model = efficientface.efficient_face(len(CLASSES)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    facts = {"mean": MEAN, "std": STD, "crop": CROP}
+    waited = 0.0
+    views = train.view_batches
+
+    def watched(*asked: Any) -> Iterator[tuple[np.ndarray, Tensor]]:
+        nonlocal waited
+        batches = views(*asked)
+        while True:
+            began = time.perf_counter()
+            found = next(batches, None)
+            waited += time.perf_counter() - began
+            if found is None:
+                return
+            yield found
+
+    train.view_batches = watched
+
+    def epoch() -> dict[str, Any]:
+        nonlocal waited
+        waited, began = 0.0, time.perf_counter()
+        rows = train.epoch_order(faces.label, config, 0)
+        lesson = train.Lesson(boxes[rows], flips[rows], targets[rows])
+        train.train_epoch(
+            model, optimizer, scaler, faces, rows, lesson, distribution_loss, 0, config, facts, (0, 1)
+        )  # fmt: skip
+        return {"loader": waited / (time.perf_counter() - began)}
+
+    return epoch
+
+
+def online(folder: Path, batch: int, workers: int) -> Callable[[], dict[str, Any]]:
+    """An epoch of the authors' loop."""
+
+    def shuffled(left: Tensor, right: Tensor) -> Tensor:
+        x = torch.cat((left, right), 1)
+        faces, channels, height, width = x.shape
+        return x.view(faces, 2, channels // 2, height, width).transpose(1, 2).reshape(x.shape)
+
+    efficientface.interleave = shuffled
+    efficientface.Depthwise.forward = torch.nn.Conv2d.forward
+    to_tensor = [torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(MEAN, STD)]
+    augmented = [torchvision.transforms.RandomResizedCrop(CROP), torchvision.transforms.RandomHorizontalFlip()]
+    images = torchvision.datasets.ImageFolder(
+        str(folder / "images"), torchvision.transforms.Compose([*augmented, *to_tensor])
+    )
+    loader = torch.utils.data.DataLoader(images, batch, shuffle=True, num_workers=workers)
+    teacher = torchvision.models.resnet50(num_classes=len(CLASSES)).eval()
+    student = efficientface.efficient_face(len(CLASSES), fused=False).train()
+    config = DistillConfig()
+    optimizer = torch.optim.SGD(student.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+
+    def epoch() -> dict[str, Any]:
+        for pictures, _ in loader:
+            with torch.no_grad():
+                target = torch.softmax(teacher(pictures), 1)
+            loss = distribution_loss(student(pictures), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+        return {}
+
+    return epoch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faces", type=int, default=256)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's, and the online loop's workers")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # these are the rivals'
+    parser.add_argument("--as", dest="rival", choices=RIVALS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.rival:
+        if options.rival == RIVALS[2]:
+            keep_freed_memory()
+        serve(
+            from_the_cache(options.folder, options.batch_size)
+            if options.rival == RIVALS[0]
+            else online(options.folder, options.batch_size, options.threads)
+        )
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(Path(folder), options.faces)
+        found = take_turns(RIVALS, options.pairs, "--folder", folder)
+    print(
+        f"{options.faces} faces, batches of {options.batch_size}, {options.threads} threads, {options.pairs} rounds\n"
+    )
+    print("| epoch | seconds | faces/s | against `cache`, time | against `cache`, CPU time |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, runs in found.items():
+        middle = statistics.median(run["seconds"] for run in runs)
+        against = " | ".join(ratios(runs, found[RIVALS[0]], what) for what in ("seconds", "cpu"))
+        print(f"| {name} | {middle:.1f} | {options.faces / middle:.1f} | {against} |")
+    share = sorted(run["loader"] for run in found[RIVALS[0]])
+    print(
+        f"\n`cache` waited for pictures {statistics.median(share):.1%} of an epoch ({share[0]:.1%} to {share[-1]:.1%})"
+    )
+
+
+if __name__ == "__main__":
+    main()
