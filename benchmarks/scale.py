@@ -19,7 +19,7 @@ import multiprocessing
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,8 +81,14 @@ def write_source(source: Path, count: int) -> None:
         pq.write_table(table, source / f"{TABLES[number]}-{number:05d}.parquet", row_group_size=65_536)
 
 
-def write_shards(folder: Path, photos: Sequence[Photo], plan: str, config: AlignConfig) -> list[Path]:
-    """The shards of faces/ that `fer align` would write, without looking at a photograph."""
+def write_shards(
+    folder: Path,
+    photos: Sequence[Photo],
+    plan: str,
+    config: AlignConfig,
+    picture_of: Callable[[str], bytes] = str.encode,
+) -> list[Path]:
+    """The shards of faces/ that `fer align` would write, without looking at a photograph; `picture_of` its name."""
     rng = np.random.default_rng(1)
     facts = {"plan": plan, "pixels": {"train": np.ones((3, 3), int).tolist()}}
     columns, shards = schema(CLASSES), []
@@ -93,7 +99,7 @@ def write_shards(folder: Path, photos: Sequence[Photo], plan: str, config: Align
     for number, start in enumerate(range(0, len(photos), config.shard_faces)):
         part = photos[start : start + config.shard_faces]
         n, names = len(part), pa.array([photo.name for photo in part])
-        pictures = [photo.name.rpartition("/")[2].encode() for photo in part]
+        pictures = [picture_of(photo.name.rpartition("/")[2]) for photo in part]
         hashes = pa.array([hash_image(picture) for picture in pictures])
         sketches = rng.bytes(32 * n).hex()
         known = {
@@ -149,7 +155,7 @@ def answers(
 # --- the stages ------------------------------------------------------------------------------------------------
 
 
-def aligning(root: Path, count: int, views: int) -> Steps:
+def aligning(root: Path, count: int, views: int, picture_of: Callable[[str], bytes] = str.encode) -> Steps:
     steps, config, folder = Steps(), AlignConfig(aligned=True), root / "run" / "faces"
     write_source(root / "source", count)
     folder.mkdir(parents=True)
@@ -158,7 +164,7 @@ def aligning(root: Path, count: int, views: int) -> Steps:
         plan = align.plan_of(inputs, config, folder)
         align.begin(folder, plan)
     with steps.step("align: faces/ written by the stand-in"):
-        shards = write_shards(folder, inputs.photos, plan["digest"], config)
+        shards = write_shards(folder, inputs.photos, plan["digest"], config, picture_of)
     with steps.step("align: duplicates"):
         align.report_duplicates(shards, inputs.classes, root / "run" / align.DUPLICATES)
     with steps.step("align: counts, duplicates once more, manifest"):
