@@ -58,9 +58,13 @@ site: $(STAMP)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -d $(SITE).doctrees docs $(SITE)
 	$(BIN)/python tests/check_site.py $(SITE)
 
-# The table of docs/results.md, "The cache": about five minutes; then that of docs/scaling.md at smaller sizes. For ten million
-# faces: benchmarks/scale.py --faces 10000000. Then the tables of docs/performance.md, of fewer faces.
+# The tables of docs/performance.md, of docs/results.md ("The cache": about five minutes), and that of docs/scaling.md at
+# smaller sizes. For ten million faces: benchmarks/scale.py --faces 10000000
 bench: $(STAMP)
+	$(BIN)/python benchmarks/alignment.py
+	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/cache_files.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/training.py

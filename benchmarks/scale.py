@@ -19,7 +19,7 @@ import multiprocessing
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,20 +69,28 @@ class Steps(list[Step]):
 # --- what is made up -------------------------------------------------------------------------------------------
 
 
-def write_source(source: Path, count: int) -> None:
-    """`count` photographs in ten tables; the bytes of each are its name."""
+def write_source(source: Path, count: int, picture_of: Callable[[str], bytes] = str.encode) -> None:
+    """`count` photographs in ten tables; the bytes of each are its name, or what `picture_of` makes of that."""
     rng = np.random.default_rng(0)
     source.mkdir()
     for number, rows in enumerate(np.array_split(np.arange(count), len(TABLES))):
         names = [f"face-{row:09d}.jpg" for row in rows.tolist()]
-        image = pa.StructArray.from_arrays([pa.array(names, pa.binary()), pa.array(names)], ["bytes", "path"])
+        image = pa.StructArray.from_arrays(
+            [pa.array(map(picture_of, names), pa.binary()), pa.array(names)], ["bytes", "path"]
+        )
         of_class = pa.array(CLASSES).take(pa.array(rng.integers(0, len(CLASSES), len(rows))))
         table = pa.table({"image": image, "label": of_class})
         pq.write_table(table, source / f"{TABLES[number]}-{number:05d}.parquet", row_group_size=65_536)
 
 
-def write_shards(folder: Path, photos: Sequence[Photo], plan: str, config: AlignConfig) -> list[Path]:
-    """The shards of faces/ that `fer align` would write, without looking at a photograph."""
+def write_shards(
+    folder: Path,
+    photos: Sequence[Photo],
+    plan: str,
+    config: AlignConfig,
+    picture_of: Callable[[str], bytes] = str.encode,
+) -> list[Path]:
+    """The shards of faces/ that `fer align` would write, without looking at a photograph; `picture_of` its name."""
     rng = np.random.default_rng(1)
     facts = {"plan": plan, "pixels": {"train": np.ones((3, 3), int).tolist()}}
     columns, shards = schema(CLASSES), []
@@ -93,7 +101,7 @@ def write_shards(folder: Path, photos: Sequence[Photo], plan: str, config: Align
     for number, start in enumerate(range(0, len(photos), config.shard_faces)):
         part = photos[start : start + config.shard_faces]
         n, names = len(part), pa.array([photo.name for photo in part])
-        pictures = [photo.name.rpartition("/")[2].encode() for photo in part]
+        pictures = [picture_of(photo.name.rpartition("/")[2]) for photo in part]
         hashes = pa.array([hash_image(picture) for picture in pictures])
         sketches = rng.bytes(32 * n).hex()
         known = {
@@ -149,16 +157,16 @@ def answers(
 # --- the stages ------------------------------------------------------------------------------------------------
 
 
-def aligning(root: Path, count: int, views: int) -> Steps:
+def aligning(root: Path, count: int, views: int, picture_of: Callable[[str], bytes] = str.encode) -> Steps:
     steps, config, folder = Steps(), AlignConfig(aligned=True), root / "run" / "faces"
-    write_source(root / "source", count)
+    write_source(root / "source", count, picture_of)
     folder.mkdir(parents=True)
     with steps.step("align: plan"):
         inputs = read_photographs({"": root / "source"}, config)
         plan = align.plan_of(inputs, config, folder)
         align.begin(folder, plan)
     with steps.step("align: faces/ written by the stand-in"):
-        shards = write_shards(folder, inputs.photos, plan["digest"], config)
+        shards = write_shards(folder, inputs.photos, plan["digest"], config, picture_of)
     with steps.step("align: duplicates"):
         found = align.report_duplicates(shards, inputs.classes, root / "run" / align.DUPLICATES)
     with steps.step("align: counts and manifest"), mock.patch.object(align, "report_duplicates", lambda *_: found):
@@ -173,6 +181,10 @@ def labelling(root: Path, count: int, views: int) -> Steps:
     write_teacher(inputs, run / "teacher")
     with steps.step("teach: distributions/ written"), mock.patch.object(label.Teachers, "ask", answers):
         label.cache_distributions(inputs, [run / "teacher"], None, run / "distributions", TeachConfig(views=views))
+    shutil.copytree(run / "distributions", run / "more")
+    with steps.step("teach: a view added"), mock.patch.object(label.Teachers, "ask", answers):
+        label.add_views(inputs, run / "more", 1, TeachConfig())
+    shutil.rmtree(run / "more")
     return steps
 
 
@@ -241,6 +253,16 @@ def exponent(counts: Sequence[int], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(counts), np.log(values), 1)[0])
 
 
+def print_table(counts: Sequence[int], found: Sequence[Steps]) -> None:
+    """The steps of all sizes side by side, with the exponent of each."""
+    sizes = " | ".join(f"{count:,}: s | CPU s | GB" for count in counts)
+    print(f"\n| step | {sizes} | exponent |\n| --- |{' ---: | ---: | ---: |' * len(found)} ---: |")
+    for steps in zip(*found, strict=True):
+        cells = " | ".join(f"{step.seconds:,.2f} | {step.cpu:,.2f} | {step.peak:.2f}" for step in steps)
+        grows = f"{exponent(counts, [step.cpu for step in steps]):.2f}" if len(steps) > 1 else ""
+        print(f"| {steps[0].name} | {cells} | {grows} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=int, nargs="+", default=[10_000, 100_000])
@@ -251,12 +273,7 @@ def main() -> None:
     for count in options.faces:
         print(f"{count:,} faces, {options.views} views", flush=True)
         found.append(measure(count, options.views, options.folder))
-    sizes = " | ".join(f"{count:,}: s | CPU s | GB" for count in options.faces)
-    print(f"\n| step | {sizes} | exponent |\n| --- |{' ---: | ---: | ---: |' * len(found)} ---: |")
-    for steps in zip(*found, strict=True):
-        cells = " | ".join(f"{step.seconds:,.2f} | {step.cpu:,.2f} | {step.peak:.2f}" for step in steps)
-        grows = f"{exponent(options.faces, [step.cpu for step in steps]):.2f}" if len(steps) > 1 else ""
-        print(f"| {steps[0].name} | {cells} | {grows} |")
+    print_table(options.faces, found)
     for count, all_steps in zip(options.faces, found, strict=True):
         seconds, cpu = sum(step.seconds for step in all_steps), sum(step.cpu for step in all_steps)
         print(f"{count:,} faces: {seconds:,.0f} s, {cpu:,.0f} s CPU, peak {max(s.peak for s in all_steps):.2f} GB")

@@ -73,7 +73,7 @@ def read_shards(files: Sequence[Path], views: bool = True) -> Distributions:
     Without `views` the stored views are left on disk, and the result has none (V = 0).
     """
     whole = join(checked_shards(files, views))
-    whole.check_ids(str(files[0].parent))
+    whole.check_unique(str(files[0].parent))
     return whole
 
 

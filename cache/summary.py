@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import xlogy
 
 from efficientface.cache.distributions import Distributions
 
@@ -25,7 +24,9 @@ class LabelSummary(NamedTuple):
 
 def entropy(distribution: np.ndarray) -> np.ndarray:
     """(..., C) probabilities to (...) nats, float64; 0 log 0 counts as 0."""
-    nats = -xlogy(distribution, distribution, dtype=np.float64).sum(-1)
+    p = np.asarray(distribution, np.float64)
+    # scipy's xlogy would do, and takes as long to import as a large cache to read
+    nats = -(p * np.log(p, out=np.zeros_like(p), where=p > 0)).sum(-1)
     # float32 softmax may give a 1 that is a little more than one
     return np.where(nats > 0, nats, 0.0)
 

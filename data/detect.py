@@ -19,7 +19,7 @@ from retinaface.weights import WEIGHTS
 # The network's published constants.
 _STEPS = ((8, (16, 32)), (16, (64, 128)), (32, (256, 512)))  # stride in pixels, sides of its two square priors
 _CENTRE_VARIANCE, _SIZE_VARIANCE = 0.1, 0.2
-_MEAN_RGB = np.array([127, 117, 104], np.float32)
+_MEAN_BGR = (104, 117, 127)
 
 SMALLEST = 192  # of 48-pixel faces it finds 44 % as they are, 99 % enlarged to this; at 224 landmarks are worse
 BORDER, RETRY_SIZES = 64, (320, 160)  # pixels; for what gave no face at first
@@ -102,8 +102,7 @@ class Detector:
 
     def _detect_as_is(self, image: np.ndarray) -> list[Detection]:
         height, width = image.shape[:2]
-        pixels = image.astype(np.float32) - _MEAN_RGB
-        planes = np.ascontiguousarray(pixels[..., ::-1].transpose(2, 0, 1))[np.newaxis]  # (1, 3, H, W) BGR
+        planes = cv2.dnn.blobFromImage(image, mean=_MEAN_BGR, swapRB=True)  # (1, 3, H, W) float32
         offsets, scores, shifts = (out[0] for out in self._network.run(["loc", "conf", "landmarks"], {"input": planes}))
         likely = np.flatnonzero(scores[:, 1] > self._min_score)
         likely = likely[np.argsort(-scores[likely, 1], kind="stable")]

@@ -163,7 +163,7 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
     table = pa.concat_tables(tables)
     _check_content(table, classes, files[0].parent)
     ids = table["face_id"].to_numpy(zero_copy_only=False)
-    if pc.count_distinct(table["face_id"]).as_py() != len(ids):
+    if len(table["face_id"].unique()) != len(ids):
         names, counts = np.unique(ids, return_counts=True)
         first, repeated = names[counts > 1][0], int((counts > 1).sum())
         folder = files[0].parent

@@ -19,6 +19,7 @@ PROPORTIONS = (_ARCFACE - (56.0, _EYES_Y)) / np.hypot(*(_ARCFACE[1] - _ARCFACE[0
 # The same landmarks as RetinaFace sees them in front: medians of 870 frontal photographs. Behind them how far each
 # lies in front of the eyes: an adult's nose tip and lips, rounded. In eye distances (63 mm on average).
 MEAN_FACE = np.array([(-0.5, 0.0, 0.0), (0.5, 0.0, 0.0), (0.0, 0.59, 0.45), (-0.415, 1.045, 0.1), (0.415, 1.045, 0.1)])
+_FIT = np.linalg.pinv((MEAN_FACE - MEAN_FACE.mean(0)) * (1, 1, -1))  # (3, 5), z away from the camera
 
 
 def template(crop: int, eye_distance: float = 0.31, eye_height: float = 0.38) -> np.ndarray:
@@ -66,14 +67,12 @@ def head_pose(landmarks: np.ndarray) -> tuple[float, float, float]:
     wide-open mouth each shift it by several degrees (the open mouth in pitch), and beyond 60 degrees, where the
     detector guesses the hidden eye, it means little.
     """
-    face = (MEAN_FACE - MEAN_FACE.mean(0)) * (1, 1, -1)  # z away from the camera
-    seen = landmarks - landmarks.mean(0)
-    projection = np.linalg.lstsq(face, seen, rcond=None)[0].T  # (2, 3), scale times two rows of the rotation
+    projection = (_FIT @ (landmarks - landmarks.mean(0))).T  # (2, 3), scale times two rows of the rotation
     left, _, right = np.linalg.svd(projection, full_matrices=False)
-    rows = left @ right  # the nearest two orthonormal rows
-    # Third row: how deep each axis of the face points. The rotation is roll (in the image) after yaw after pitch.
-    depth = np.cross(rows[0], rows[1])
-    yaw = math.asin(min(max(depth[0], -1.0), 1.0))
-    pitch = math.atan2(-depth[1], depth[2])
-    roll = math.atan2(rows[1, 0], rows[0, 0])
+    (ax, ay, az), (bx, by, bz) = (left @ right).tolist()  # the nearest two orthonormal rows
+    # Third row, their cross product: how deep each axis of the face points. The rotation is roll (in the image) after
+    # yaw after pitch.
+    yaw = math.asin(min(max(ay * bz - az * by, -1.0), 1.0))
+    pitch = math.atan2(ax * bz - az * bx, ax * by - ay * bx)
+    roll = math.atan2(bx, ax)
     return math.degrees(yaw), math.degrees(pitch), math.degrees(roll)

@@ -133,6 +133,8 @@ def _refuse_too_large(size: tuple[int, int]) -> None:
 def _pixels(image: Image.Image) -> np.ndarray:
     """A loaded image of any mode as (H, W, 3) uint8 RGB, some rows at a time: the largest would take gigabytes."""
     width, height = image.size
+    if width * height <= _AT_ONCE:
+        return np.array(_to_rgb(image))
     pixels = np.empty((height, width, 3), np.uint8)
     rows = max(1, _AT_ONCE // width)
     for top in range(0, height, rows):

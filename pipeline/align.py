@@ -318,7 +318,7 @@ def write_shards(
         aligner = aligner_of(stores, config)
         with threads(workers) as pool:
             for name, photos in portions.items():
-                done = in_order(pool, aligner.rows, photos, window=8 * workers)
+                done = in_order(pool, aligner.summed, photos, window=8 * workers)
                 write_shard(folder / name, done, inputs.classes, plan["digest"], advance)
 
 
@@ -357,7 +357,7 @@ class PortionTask:
             )
         cv2.setNumThreads(1)
         aligner = aligner_of(self.stores, self.config)
-        done = ((photo, aligner.rows(photo)) for photo in self.photos)
+        done = ((photo, aligner.summed(photo)) for photo in self.photos)
         write_shard(self.path, done, self.classes, self.plan, lambda count: None)
 
 
@@ -426,7 +426,7 @@ def write_shard(
     plan: str,
     advance: Callable[[int], None],
 ) -> None:
-    """One file, whole or not at all, with the pixel sums of its faces by split in its metadata."""
+    """One file of rows from Aligner.summed, whole or not at all; their sums by split are in its metadata."""
     pixels: dict[str, np.ndarray] = {}
     # text repeats, pictures do not: a dictionary of those would only cost time
     repeating = ["split", "group", "status", "reason"]
@@ -435,9 +435,9 @@ def write_shard(
         while portion := list(islice(done, ROW_GROUP)):
             rows = [row for _, found in portion for row in found]
             for row in rows:
-                if row.get("image"):
+                if "pixels" in row:
                     sums = pixels.setdefault(row["split"], np.zeros((3, 3), np.int64))
-                    sums += pixel_sums(decode_face(row["image"]["bytes"]))
+                    sums += row["pixels"]
             writer.write_table(face_table(rows, classes))
             advance(len(portion))
         facts = {"plan": plan, "pixels": {split: sums.tolist() for split, sums in pixels.items()}}
@@ -482,6 +482,14 @@ class Aligner:
             return [{**row, "status": "unreadable", "reason": str(error)}]
         row["source_dhash"] = dhash(image)
         return self.rows_of(image, row, photo.box)
+
+    def summed(self, photo: Photo) -> list[dict[str, Any]]:
+        """The same rows, each face with the sums of its stored pixels: here, where many threads work."""
+        rows = self.rows(photo)
+        for row in rows:
+            if "image" in row:
+                row["pixels"] = pixel_sums(decode_face(row["image"]["bytes"]))
+        return rows
 
     def rows_of(self, image: np.ndarray, row: dict[str, Any], box: Box | None = None) -> list[dict[str, Any]]:
         """The rows of a decoded photograph (H, W, 3) uint8 RGB; `row` has what they share, `face_id` among it.
@@ -633,9 +641,10 @@ def photo_of(face: str) -> str:
 
 def pixel_sums(image: np.ndarray) -> np.ndarray:
     """(3, 3): number, sum and sum of squares of the values of each channel of (H, W, 3) uint8, whole numbers."""
-    values = np.arange(256)
-    counts = np.stack([np.bincount(image[..., channel].ravel(), minlength=256) for channel in range(3)])
-    return np.stack([counts.sum(1), counts @ values, counts @ values**2])
+    channels = cv2.split(image)
+    # whole numbers up to 2 ** 53, which OpenCV adds in doubles
+    sums, squares = cv2.sumElems(image)[:3], [cv2.norm(channel, cv2.NORM_L2SQR) for channel in channels]
+    return np.array([[channel.size for channel in channels], sums, squares]).astype(np.int64)
 
 
 def mean_and_std(sums: np.ndarray) -> tuple[list[float], list[float]]:

@@ -22,7 +22,7 @@ from torch import nn
 
 from efficientface import FerError, untrusted
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, join, places, tempered
-from efficientface.cache.parquet import checked_shards, read_shard, read_shards, write_shard
+from efficientface.cache.parquet import checked_shards, read_shard, write_shard
 from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces, read_faces
 from efficientface.data.views import draw_views
@@ -428,6 +428,7 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
     teachers = load_teachers(folders, inputs.faces.classes, replace(config, **as_before))
     made = out / ADDING / f"{before + more}"
     names = [f"part-{k:05d}-views-{before + more}.parquet" for k in range(len(cache.shards))]
+    place = {key: row for row, key in enumerate(inputs.faces.face_id)}
     rank, world = rank_and_world()
     with progress("labelling", teachers.answers(cache.read(views=False).fold)) as advance:
         for k, old in enumerate(cache.shards):
@@ -435,8 +436,7 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
                 continue
             made.mkdir(parents=True, exist_ok=True)
             part = cache.read_shard(old).in_order_of(inputs.faces.classes, str(out))
-            rows = rows_of(inputs.faces, part)
-            shown = inputs.faces.select(rows)
+            shown = inputs.faces.select(np.array([place[key] for key in part.face_id]))
             boxes, flips = draw_views(
                 settings["seed"], part.face_id, numbers, inputs.facts["crop"], settings["min_area"]
             )
@@ -456,7 +456,7 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
         for name in names:
             if (made / name).exists():  # killed in between, some were moved already
                 (made / name).replace(out / name)
-        read_shards([out / name for name in names])
+        read_back([out / name for name in names])
         told = {name: manifest[name] for name in ("classes", "made_from")}
         told["settings"] = {**settings, "views": before + more}
         told["facts"] = {**manifest["facts"], "views": before + more}
@@ -507,12 +507,6 @@ def check_source(inputs: Inputs, source: str) -> None:
         )
 
 
-def rows_of(faces: Faces, part: Distributions) -> np.ndarray:
-    """(M,) rows in faces/ of the faces of a shard."""
-    place = {key: row for row, key in enumerate(faces.face_id)}
-    return np.array([place[key] for key in part.face_id])
-
-
 def said_without_teacher(faces: Faces, weights: dict[str, float]) -> np.ndarray:
     """(N, C) float64: the weighted sum of what votes and labels say, NaN for faces without them; the LDG adds 0."""
     total = np.zeros((len(faces), len(faces.classes)))
@@ -546,9 +540,7 @@ def teachers_of(out: Path, manifest: dict[str, Any]) -> list[Path]:
 def finish(folder: Path, plan: dict[str, Any]) -> None:
     """Read all shards back, for HDF5 assemble them, then write the manifest; what it does not name is removed last."""
     shards = shard_names(plan)
-    # the views are checked, and not kept: they are most of it
-    written = join(part.without_views() for part in checked_shards([folder / name for name in shards]))
-    written.check_ids(str(folder))
+    written = read_back([folder / name for name in shards])
     facts = {
         "faces": len(written),
         "views": plan["settings"]["views"],
@@ -566,6 +558,13 @@ def finish(folder: Path, plan: dict[str, Any]) -> None:
         assemble(folder, shards, describe("distributions", **about))
     files = [ONE_FILE] if plan["format"] == "hdf5" else shards
     clear(folder, write_manifest(folder, "distributions", files=files, **about))
+
+
+def read_back(shards: Sequence[Path]) -> Distributions:
+    """What was written, checked; the views too, which are not kept: they are most of it."""
+    written = join(part.without_views() for part in checked_shards(shards))
+    written.check_unique(str(shards[0].parent))
+    return written
 
 
 def clear(folder: Path, manifest: dict[str, Any]) -> None:

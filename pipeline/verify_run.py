@@ -13,7 +13,6 @@ from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from efficientface import FerError, untrusted
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, places, text_array
@@ -174,7 +173,7 @@ def _faces(folder: Path, manifest: dict[str, Any], whole: list[str], report: Rep
                     photographs.append(photo)
                     photo_hashes.append(photo_hash)
             advance(1)
-    if pc.count_distinct(text_array(seen)).as_py() != len(seen):
+    if len(text_array(seen).unique()) != len(seen):
         wrong["face ids more than once"] = [face_id for face_id, count in Counter(seen).items() if count > 1]
     findings += _several(wrong)
     complete = len(whole) == len(manifest["files"]) and not findings

