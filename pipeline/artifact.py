@@ -467,7 +467,7 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)
+        remove_file(path)
 
 
 def _sync(path: Path) -> None:
