@@ -170,19 +170,20 @@ REMEDIES = {
     errno.EDQUOT: "make room in your quota",
     errno.EROFS: "give a folder on a disk that can be written",
 }
-FULL = r"DefaultCPUAllocator: (can't|not enough)|bad[_ ]alloc|Insufficient memory|Failed to allocate|can't start new thread"
+# What libraries in C++ say that have no class of errors for it, of torch, OpenCV and ONNX Runtime.
+FULL = r"DefaultCPUAllocator: (can't|not enough)|bad[_ ]alloc|Insufficient memory|Failed to allocate|can't start new th"
 FULL_GPU = r"CUDA error: out of memory|CU\w+_STATUS_ALLOC_FAILED"
 
 
 def starved(error: Exception, command: click.Command | None) -> str | None:
     """What the system or the machine did not give, as a sentence; None if the error is not of that kind."""
     if isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.ENOMEM):  # a pipe's end click knows
-        named = isinstance(error.filename, str | bytes)
+        named = isinstance(error.filename, str | bytes | os.PathLike)
         where = printable(os.fsdecode(error.filename)) if named else "the output"
         then = [REMEDIES[error.errno]] if error.errno in REMEDIES else []
         return "; ".join([f"{where}: {error.strerror or error}", *then, GOES_ON])
     if type(error).__name__ == "BrokenProcessPool":
-        return f"a process that worked for this one was killed, most likely because memory was full; free some; {GOES_ON}"
+        return f"a process of this command was killed, most likely because memory was full; free some; {GOES_ON}"
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     torch = sys.modules.get("torch")
     on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError) or re.search(FULL_GPU, reason)

@@ -69,7 +69,7 @@ def replacing(path: Path, ending: str = "", new: bool = False) -> Iterator[Path]
         (_name_new if new else os.replace)(part, path)
         _sync(path.parent)
     except OSError as error:
-        if error.filename is None or error.filename == str(part):  # say what was to be written
+        if error.filename is None or str(error.filename) == str(part):  # say what was to be written
             raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
         raise
     finally:

@@ -175,8 +175,8 @@ def carry_out(client: "Client", tasks: Iterable[Task], advance: Callable[[int], 
         except KilledWorker as error:
             raise FerError(
                 f"a shard was given up: the workers that were to make it died one after the other, last "
-                f"{error.last_worker}; see their logs for the reason, often too little memory; with fewer --workers the "
-                "same command goes on from there"
+                f"{error.last_worker}; see their logs for the reason, often too little memory; with fewer --workers "
+                "the same command goes on from there"
             ) from error
         except FutureCancelledError as error:
             raise FerError("the cluster's scheduler has gone away; run the same command again to go on") from error

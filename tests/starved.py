@@ -2,7 +2,7 @@
 
     unshare -rm python tests/starved.py HOME
 
-in a mount namespace of its own, so that nobody else sees what is mounted. HOME/run has faces, a cache and a student,
+in a mount namespace of its own, so that nobody else sees what is mounted. HOME/run has faces and a cache,
 HOME/photos photographs. Prints one JSON object: of each case the exit status and what was said.
 """
 
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -47,12 +48,13 @@ def read_only(folder):
 def disks():
     run, aligned, beside = home / "run", home / "aligned", home / "beside"
     fer("align", "align", home / "photos", aligned, *ALIGNED)
+    fer("distill", "distill", run, *STUDENT)
     read_only(run)
     read_only(aligned)
     fer("read-only: align, done", "align", home / "photos", aligned, *ALIGNED)
     fer("read-only: teach, done", "teach", run, *SMOOTHED)
     fer("read-only: distill, done", "distill", run, *STUDENT)
-    fer("read-only: cache verify", "cache", "verify", run)
+    fer("read-only: cache verify", "cache", "verify", run / "distributions")
     fer("read-only: status", "status", run)
     fer("read-only: align --replace", "align", home / "photos", aligned, *ALIGNED, "--replace")
     fer("read-only: teach", "teach", run, *SMOOTHED, "--cache", "new")
@@ -66,22 +68,16 @@ def disks():
         case = full.rpartition(",")[2].partition("=")[0]
         mount("-t", "tmpfs", "-o", full, "none", beside)
         shutil.copytree(run / "faces", beside / "faces")
-        with open(beside / "filler", "wb") as filler:
+        with open(beside / "filler", "wb", buffering=0) as filler, suppress(OSError):
             while case == "size":
-                try:
-                    filler.write(bytes(4096))
-                    filler.flush()
-                except OSError:
-                    break
-        while case == "nr_inodes":
-            try:
-                (beside / "faces" / f".{os.urandom(4).hex()}").mkdir()
-            except OSError:
-                break
+                filler.write(bytes(4096))
+        with suppress(OSError):
+            while case == "nr_inodes":
+                (beside / "faces" / f".{os.urandom(4).hex()}").touch()
         fer(f"full, {case}", "teach", beside, *SMOOTHED)
         mount("-o", f"remount,{room}", beside)
         fer(f"full, {case}: next", "teach", beside, *SMOOTHED)
-        fer(f"full, {case}: verify", "cache", "verify", beside)
+        fer(f"full, {case}: verify", "cache", "verify", beside / "distributions")
         subprocess.run(["umount", beside], check=True)
 
     mount("-t", "tmpfs", "-o", "ro", "none", beside)
@@ -105,7 +101,7 @@ def memory():
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     anew = home / "anew" / "run"
     resource.setrlimit(resource.RLIMIT_AS, (taken + 32 * 1024**2, limits[1]))
-    fer("memory: distill", "distill", anew, *STUDENT[:-4], "--size", 512, "--epochs", 1, "--batch-size", 64, "--name", "large")
+    fer("memory: distill", "distill", anew, *STUDENT, "--size", 512, "--batch-size", 64, "--name", "large")
     resource.setrlimit(resource.RLIMIT_AS, limits)
     fer("memory: next", "distill", anew, *STUDENT, "--name", "large")
 
