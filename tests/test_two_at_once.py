@@ -98,17 +98,11 @@ def test_models_judged_at_the_same_time_are_all_kept(run, monkeypatch):
 
 
 def test_predictions_have_one_writer_and_what_a_killed_one_held_is_free(run, tmp_path):
-    photo, model = (
-        write_photos(tmp_path / "photos", 3) / CLASSES[0] / "000.png",
-        write_model(run, run / "students" / "a"),
-    )
+    photo = write_photos(tmp_path / "photos", 3) / CLASSES[0] / "000.png"
+    model = write_model(run, run / "students" / "a")
     out, journal = tmp_path / "faces.csv", tmp_path / ".faces.csv.begun"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), 2); print(flush=True); input()"]
-        + [str(journal)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, 2); print(flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(journal)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     holder.stdout.readline()
     words = ("predict", photo, "--model", model, "--out", out)
     second = fer(*words)
@@ -120,23 +114,28 @@ def test_predictions_have_one_writer_and_what_a_killed_one_held_is_free(run, tmp
     assert sorted(path.name for path in tmp_path.glob("*faces*")) == ["faces.csv"]
 
 
-def test_what_another_process_made_meanwhile_is_not_covered(tmp_path):
-    """Converted caches, exported and imported models: names that were free when the command began."""
-    for path, content in ((tmp_path / "whole.h5", None), (tmp_path / "model", "weights")):
+def write_file(path):
+    path.write_bytes(b"whole")
 
-        def make(where, content=content):
-            if content is None:
-                where.write_bytes(b"whole")
-            else:
-                where.mkdir()
-                (where / content).write_bytes(b"whole")
 
-        with pytest.raises(FerError) as error, replacing(path, new=True) as part:
-            make(part)
-            make(path)
-        sentence = f"{path} exists now, another process has made it; give another name, or remove it"
-        assert str(error.value) == sentence
-        with replacing(path.with_name("other"), new=True) as part:
-            make(part)
-        path.with_name("other").rename(tmp_path / f"other-{path.name}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "other-model", "other-whole.h5", "whole.h5"]
+def write_folder(path):
+    path.mkdir()
+    write_file(path / "weights")
+
+
+def write_meanwhile(path, make):
+    with replacing(path, new=True) as part:
+        make(part)
+        make(path)
+
+
+@pytest.mark.parametrize("make", [write_file, write_folder])
+def test_what_another_process_made_meanwhile_is_not_covered(tmp_path, make):
+    """Converted caches, exported and imported models: a name that was free when the command began."""
+    path = tmp_path / "made"
+    with pytest.raises(FerError) as error:
+        write_meanwhile(path, make)
+    assert str(error.value) == f"{path} exists now, another process has made it; give another name, or remove it"
+    with replacing(tmp_path / "free", new=True) as part:
+        make(part)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["free", "made"]
