@@ -123,7 +123,7 @@ def among(folder: Path, lock: Path, job: Job, stage: str, otherwise: str) -> Ite
 
 def remove_file(path: Path) -> None:
     """Remove a file if it is there; a read-only disk refuses this even where there is none."""
-    if path.exists():
+    if os.path.lexists(path):
         path.unlink(missing_ok=True)
 
 
