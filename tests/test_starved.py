@@ -35,6 +35,7 @@ GPU_FULL = (
 )
 
 
+@pytest.mark.slow
 def test_read_only_and_full_disks_and_little_memory(run, tmp_path):
     alone = ["unshare", "-rm", "--"]
     tried = subprocess.run([*alone, "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True, text=True)
