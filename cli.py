@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -153,15 +154,51 @@ class FerGroup(click.Group):
             ctx.exit(1)
         except FerError as error:
             raise click.ClickException(by_address(sentence(error))) from error
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # click ends quietly when a pipe's reader has gone
-            named = isinstance(error.filename, str | bytes)
-            where = printable(os.fsdecode(error.filename)) if named else "the output"
-            raise click.ClickException(by_address(f"{where}: {error.strerror or error}; {GOES_ON}")) from error
+        except click.ClickException:
+            raise  # of a group in this one, which has told it
+        except Exception as error:
+            told = starved(error, self.get_command(ctx, ctx.invoked_subcommand or ""))
+            if told is None:
+                raise
+            raise click.ClickException(by_address(sentence(told))) from error
         finally:
             if elsewhere := sys.modules.get(MIRROR):
                 elsewhere.forget()
+
+
+REMEDIES = {
+    errno.ENOSPC: "make room there (df -h, df -i)",
+    errno.EDQUOT: "make room in your quota",
+    errno.EROFS: "give a folder on a disk that can be written",
+}
+# What libraries in C++ say that have no class of errors for it, of torch, OpenCV and ONNX Runtime.
+FULL = r"DefaultCPUAllocator: (can't|not enough)|bad[_ ]alloc|Insufficient memory|Failed to allocate|can't start new th"
+FULL_GPU = r"CUDA error: out of memory|CU\w+_STATUS_ALLOC_FAILED"
+
+
+def starved(error: Exception, command: click.Command | None) -> str | None:
+    """What the system or the machine did not give, as a sentence; None if the error is not of that kind."""
+    if isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.ENOMEM):  # a pipe's end click knows
+        named = isinstance(error.filename, str | bytes | os.PathLike)
+        where = printable(os.fsdecode(error.filename)) if named else "the output"
+        then = [REMEDIES[error.errno]] if error.errno in REMEDIES else []
+        return "; ".join([f"{where}: {error.strerror or error}", *then, GOES_ON])
+    if type(error).__name__ == "BrokenProcessPool":
+        return f"a process of this command was killed, most likely because memory was full; free some; {GOES_ON}"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError) or re.search(FULL_GPU, reason)
+    if not on_gpu and not isinstance(error, MemoryError | OSError) and not re.search(FULL, reason):
+        return None
+    known = _by_name(command) if command is not None else {}
+    smaller = [f"--{name}" for name in ("batch-size", "label-batch", "size", "workers") if name in known]
+    if on_gpu:
+        smaller = [option for option in smaller if option != "--workers"]
+    ways = ["free some", *(["give another --device"] if on_gpu and "device" in known else [])]
+    begin = [f"a smaller {' or '.join(smaller)} takes less"] if smaller else []
+    where = "the GPU's memory" if on_gpu else "memory"
+    reason = ". ".join(reason.split(". ")[:2])  # torch goes on about its settings
+    return "; ".join([f"{where} is full ({reason})", " or ".join(ways), *begin, GOES_ON])
 
 
 MIRROR = "efficientface.pipeline.mirror"  # imported only where a run lies elsewhere

@@ -11,6 +11,7 @@ Face k depends on (seed, k) and the size alone, never on how many faces are draw
 `identities` also on how many there are: face k then shows person k modulo that number.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +25,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from efficientface import FerError
+
+log = logging.getLogger(__name__)
 
 EXPRESSIONS_DRAWN = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 
@@ -203,7 +206,13 @@ def _in_processes(work: Callable[[_Task], int], tasks: list[_Task]) -> Iterator[
         return
     # Each process draws with one thread: together they already use every core. Spawned, because the caller may
     # have started threads, which a fork would copy in the middle of whatever they do.
-    with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
+    try:
+        processes = ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,))
+    except OSError as error:  # they share locks in /dev/shm
+        log.warning("drawing in one process, as others cannot be had (%s)", error.strerror or error)
+        yield from map(work, tasks)
+        return
+    with processes as pool:
         yield from pool.map(work, tasks)
 
 

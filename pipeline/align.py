@@ -47,6 +47,7 @@ from efficientface.pipeline.artifact import (
     make_folder,
     place_of,
     read_manifest,
+    remove_file,
     replacing,
     write_json,
     write_manifest,
@@ -220,7 +221,7 @@ def finished(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     check_files(folder, manifest)
     digests = {name: source["digest"] for name, source in manifest["made_from"].items()}
     refuse_other(folder, manifest["settings"], digest_of_all(digests), plan)
-    (folder / PLAN).unlink(missing_ok=True)
+    remove_file(folder / PLAN)
     return manifest["facts"]
 
 

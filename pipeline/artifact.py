@@ -4,6 +4,7 @@ A folder without a manifest is unfinished, whatever else it holds. The manifest 
 artifact with its size and blake2b digest, the classes in order, the settings, and what it was made from.
 """
 
+import errno
 import glob
 import hashlib
 import json
@@ -47,16 +48,17 @@ TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("mean", "std"), THREE),
     **dict.fromkeys(("notes", "duplicates"), (list,)),
 }  # of settings and facts in a manifest
+HERE, NO_REPLACE = -100, 1  # AT_FDCWD and RENAME_NOREPLACE, fcntl.h and stdio.h
 LARGEST_SIZE = 2048  # pixels a side that a network sees; the memory that it takes grows with its square
 
 
 @contextmanager
-def replacing(path: Path, ending: str = "") -> Iterator[Path]:
+def replacing(path: Path, ending: str = "", new: bool = False) -> Iterator[Path]:
     """Give a temporary sibling to write to, as a file or as a folder.
 
     It becomes `path` in one rename, or vanishes if the body fails. Its name is nobody else's: on a cluster several
     machines, or threads of a process, may make the same file at once. `ending` is of the sibling's name, for a writer
-    that goes by it.
+    that goes by it. FerError with `new`, if another process has made `path` meanwhile.
     """
     part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.{HOST}.{os.getpid()}.part{ending}")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part{glob.escape(ending)}"):
@@ -65,10 +67,10 @@ def replacing(path: Path, ending: str = "") -> Iterator[Path]:
     try:
         yield part
         _sync(part)
-        os.replace(part, path)
+        (_name_new if new else os.replace)(part, path)
         _sync(path.parent)
     except OSError as error:
-        if error.filename is None or error.filename == str(part):  # say what was to be written
+        if error.filename is None or str(error.filename) == str(part):  # say what was to be written
             raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
         raise
     finally:
@@ -81,10 +83,14 @@ def replacing(path: Path, ending: str = "") -> Iterator[Path]:
 def alone(folder: Path, lock: Path, stage: str, otherwise: str) -> Iterator[None]:
     """Hold the lock file by which only one process at a time writes to `folder`; FerError if another holds it.
 
-    The system frees the lock of a process that is gone, however it went; the file stays and means nothing.
+    The system frees the lock of a process that is gone, however it went; the file stays and means nothing. Where
+    nothing can be written there is no lock either: what is finished may be asked for again, of a read-only disk too.
     """
     from filelock import FileLock, Timeout  # here, because --help imports this module
 
+    if not _is_writable(folder) and not _is_writable(lock.parent):
+        yield
+        return
     held = FileLock(lock)
     try:
         held.acquire(timeout=0)
@@ -104,6 +110,9 @@ def among(folder: Path, lock: Path, job: Job, stage: str, otherwise: str) -> Ite
     """
     import fcntl
 
+    if not _is_writable(folder) and not _is_writable(lock.parent):
+        yield
+        return
     own = lock.with_name(f"{lock.stem}-{job.number}-of-{job.of}.lock")
     with alone(folder, own, f"{stage} --shard {job}", otherwise), open(lock, "a+") as shared:
         try:
@@ -111,6 +120,12 @@ def among(folder: Path, lock: Path, job: Job, stage: str, otherwise: str) -> Ite
         except BlockingIOError as error:
             raise FerError(f"another {stage} is writing {folder}; wait for it, or {otherwise}") from error
         yield
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there; a read-only disk refuses this even where there is none."""
+    if os.path.lexists(path):
+        path.unlink(missing_ok=True)
 
 
 def is_part(path: Path) -> bool:
@@ -130,6 +145,34 @@ def _is_alive(part: Path) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether something could be written there, or the folder be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
+
+
+def _name_new(part: Path, path: Path) -> None:
+    """Give a finished file or folder its name; FerError if something but an empty folder has that name by now."""
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # of Linux
+    try:
+        if part.is_dir():
+            os.rename(part, path)  # to replace a folder with something in it is refused
+        elif rename is None or rename(HERE, os.fsencode(part), HERE, os.fsencode(path), NO_REPLACE):
+            number = ctypes.get_errno() if rename is not None else errno.ENOSYS
+            if path.exists():
+                number = errno.EEXIST
+            if number not in (errno.ENOSYS, errno.EINVAL):  # else file system or system cannot tell: all but sure
+                raise OSError(number, os.strerror(number))
+            os.rename(part, path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        raise FerError(f"{path} exists now, another process has made it; give another name, or remove it") from None
 
 
 def make_folder(folder: Path) -> None:
@@ -425,7 +468,7 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)
+        remove_file(path)
 
 
 def _sync(path: Path) -> None:

@@ -154,11 +154,11 @@ def convert(source: Path, target: Path) -> dict[str, Any]:
     if one_file:
         check_hdf5_names(keys.classes)
         # every shard is read twice: its keys and distributions, then its views
-        with replacing(target) as part, progress("converting", 2 * len(cache.shards), "shards") as advance:
+        with replacing(target, new=True) as part, progress("converting", 2 * len(cache.shards), "shards") as advance:
             write_hdf5(part, about, list(cache.shards), lambda name, views: _checked(cache, name, advance, views))
         size = target.stat().st_size
     else:
-        with replacing(target) as part, progress("converting", len(cache.shards), "shards") as advance:
+        with replacing(target, new=True) as part, progress("converting", len(cache.shards), "shards") as advance:
             part.mkdir()
             for name in cache.shards:
                 with replacing(part / name) as shard:

@@ -30,6 +30,7 @@ from efficientface.pipeline.artifact import (
     read_metrics,
     reference_to,
     refuse_other,
+    remove_file,
     replacing,
     write_json,
     write_manifest,
@@ -119,7 +120,7 @@ def trained_before(
     manifest = read_manifest(folder, kind)
     refuse_other(folder, manifest, made_from, settings, remedy)
     check_files(folder, manifest)
-    (folder / CHECKPOINT).unlink(missing_ok=True)  # killed between the manifest and this, finish_model left it
+    remove_file(folder / CHECKPOINT)  # killed between the manifest and this, finish_model left it
     log.info("%s: already trained, %s", kind, folder)
     Curves(folder, config).tell(read_metrics(folder), finished=True)
     return manifest

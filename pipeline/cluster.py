@@ -17,7 +17,7 @@ from efficientface import FerError
 from efficientface.pipeline.artifact import HOST, digest_file
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
 log = logging.getLogger(__name__)
 
@@ -55,22 +55,14 @@ def connected(cluster: str, workers: int) -> Iterator["Client"]:
     FerError if none answers there, if it has no workers, or workers of other versions than are here.
     """
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError as error:
         raise FerError("--cluster needs Dask; pip install 'efficientface[cluster]'") from error
     # what matters is raised, and the dashboard has the rest
     for name in ("distributed", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if cluster == LOCAL:
-        with (
-            LocalCluster(
-                workers or os.cpu_count() or 1,
-                threads_per_worker=1,
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-            ) as own,
-            Client(own, set_as_default=False) as client,
-        ):
+        with processes_here(workers) as own, Client(own, set_as_default=False) as client:
             log.info("cluster: %d processes, dashboard at %s", len(own.workers), client.dashboard_link)
             yield client
         return
@@ -92,6 +84,27 @@ def connected(cluster: str, workers: int) -> Iterator["Client"]:
         count = len(client.nthreads())
         log.info("cluster: %d workers at %s, dashboard at %s", count, cluster, client.dashboard_link)
         yield client
+
+
+def processes_here(workers: int) -> "LocalCluster":
+    """A cluster of processes on this machine; FerError where they do not start."""
+    from distributed import LocalCluster
+
+    try:
+        return LocalCluster(
+            workers or os.cpu_count() or 1,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        )
+    except (OSError, RuntimeError) as error:
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        raise FerError(
+            f"--cluster local cannot start its processes ({first}); they need shared memory (/dev/shm) and room for "
+            "temporary files: leave --cluster out where there is none"
+        ) from error
 
 
 def check_versions(client: "Client") -> None:
@@ -162,7 +175,8 @@ def carry_out(client: "Client", tasks: Iterable[Task], advance: Callable[[int], 
         except KilledWorker as error:
             raise FerError(
                 f"a shard was given up: the workers that were to make it died one after the other, last "
-                f"{error.last_worker}; see their logs for the reason, often too little memory"
+                f"{error.last_worker}; see their logs for the reason, often too little memory; with fewer --workers "
+                "the same command goes on from there"
             ) from error
         except FutureCancelledError as error:
             raise FerError("the cluster's scheduler has gone away; run the same command again to go on") from error

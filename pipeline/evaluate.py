@@ -1,5 +1,6 @@
 """How good a run's teacher and students are on one split, by labels and, where faces have votes, by distributions."""
 
+import hashlib
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow.compute as pc
+from filelock import FileLock
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +27,7 @@ from efficientface.pipeline.artifact import (
     make_folder,
     read_manifest,
     read_metrics,
+    reference_to,
     write_sealed,
 )
 from efficientface.pipeline.checkpoint import load_model
@@ -34,10 +37,12 @@ from efficientface.pipeline.inspect import face_rows
 from efficientface.pipeline.metrics import mcnemar, score, share, spread
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
-from efficientface.pipeline.status import kind_in_manifest, printable
+from efficientface.pipeline.status import kind_in_manifest, printable, read_result
 from efficientface.pipeline.subsets import COLUMNS, subset
 
 log = logging.getLogger(__name__)
+
+LOCK = ".evaluation.lock"  # in the run folder, held while results are written
 
 
 def run(
@@ -58,7 +63,8 @@ def run(
     `names` picks some of the run's: `teacher`, or students by name; `models` are folders of others. `subsets` are parts
     of the split (subsets.py), `compare` two of the models for McNemar's test. Writes RUN/evaluation/SPLIT.json and a
     confusion matrix as confusion-NAME-SPLIT.png, with `plots` these and the training curves there as PNG and SVG;
-    returns what the JSON holds: of each model in `models` what metrics.score gives.
+    returns what it says of each model: what metrics.score gives. The JSON holds besides what earlier calls said of
+    others that are as they were then.
     """
     prepare(device)
     chosen = gather(run, names, models)
@@ -69,11 +75,25 @@ def run(
     if plots is not None:
         make_folder(plots)
         trainings = {name: lines for name, folder in chosen.items() if (lines := read_metrics(folder))}
+    out = run / "evaluation"
+    out.mkdir(exist_ok=True)
+    (run / LOCK).touch()  # where nothing can be written, that is said before the work
     result, right = judge(run, split, chosen, device, batch_size, subsets)
     if compare is not None:
         result["comparison"] = compared(compare, right)
-    out = run / "evaluation"
-    out.mkdir(exist_ok=True)
+    with FileLock(run / LOCK):  # other calls may have judged other models meanwhile
+        return leave(out, result, png, plots, trainings)
+
+
+def leave(
+    out: Path,
+    result: dict[str, Any],
+    png: bool,
+    plots: Path | None,
+    trainings: Mapping[str, list[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Draw what is asked for and write SPLIT.json; returns `result` with its pictures."""
+    split = result["split"]
     plain = quote(split, safe=" ")  # a split of the source's own may be called a/b
     result["pictures"] = {}
     targets = [out / "confusion-{}.png"] if png else []
@@ -81,15 +101,61 @@ def run(
     for name, model in result["models"].items():
         title = f"{name} on {split}: {100 * model['accuracy']:.1f} % of {model['count']:,} faces"
         for target in targets:
-            path = target.with_name(target.name.format(f"{name.replace(os.sep, '-')}-{plain}"))
+            path = target.with_name(target.name.format(f"{in_file(name)}-{plain}"))
             pictures.confusion(path, model["confusion"], result["classes"], title)
             if path.parent == out:
                 result["pictures"][path.name] = digest_file(path)
-    write_sealed(out / f"{plain}.json", result)
+    path = out / f"{plain}.json"
+    write_sealed(path, with_others(path, result))
     if plots is not None and trainings:
         for suffix in pictures.SUFFIXES:
             pictures.curves(plots / f"curves{suffix}", trainings)
     return result
+
+
+def in_file(model: str) -> str:
+    """A model's name as it stands in a file's."""
+    return model.replace(os.sep, "-")
+
+
+def with_others(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """`result`, and what the file says of other models, if these and the faces are as they were then."""
+    if not path.exists():
+        return result
+    try:
+        earlier = read_result(path)
+    except FerError as error:
+        log.warning("%s; nothing of it is kept", error)
+        return result
+    if earlier.get("faces_manifest") != result["faces_manifest"]:
+        return result
+    kept = {}
+    for name, model in earlier["models"].items():
+        folder = path.parent / str(model.get("path"))
+        if name not in result["models"] and is_finished(folder) and digest_of(folder) == model["manifest"]:
+            kept[name] = model
+    if not kept:
+        return result
+    log.info("%s keeps what it says of %s", path, ", ".join(map(printable, kept)))
+    subsets = {part: f for part, f in earlier["subsets"].items() if result["subsets"].get(part, f) == f}
+    for name, model in kept.items():
+        kept[name] = {**model, "subsets": {part: s for part, s in model["subsets"].items() if part in subsets}}
+    models = {**kept, **result["models"]}
+    models = {name: models[name] for name in sorted(models, key=lambda name: (name != "teacher", "/" in name, name))}
+    folders = {name: path.parent / model["path"] for name, model in models.items()}
+    manifests = {name: read_manifest(folder, kind_of_model(folder)) for name, folder in folders.items()}
+    drawn = {f"confusion-{in_file(name)}-{path.stem}.png" for name in kept}
+    merged = {**result, "subsets": subsets | result["subsets"], "models": models}
+    merged["seeds"] = over_seeds(models, manifests)
+    merged["pictures"] = {name: d for name, d in earlier["pictures"].items() if name in drawn} | result["pictures"]
+    told = earlier.get("comparison")
+    if told and "comparison" not in result:
+        was, now = (
+            [of.get(told[key], {}).get("manifest") for key in ("first", "second")] for of in (earlier["models"], models)
+        )
+        if was == now:
+            merged["comparison"] = told
+    return merged
 
 
 def judge(
@@ -119,7 +185,9 @@ def judge(
             raise FerError(f"--subset {given} is given twice; leave one of them out")
         rows, facts = subset(given, images, split)
         parts[name] = rows & labelled
+        digest = hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()
         about[name] = {"images": int(parts[name].sum()), "faces": int((parts[name] & found).sum()), **facts}
+        about[name]["rows"] = digest
         if not about[name]["faces"]:
             raise FerError(
                 f"--subset {given} has no labelled face in split {split}, of {about[name]['images']} labelled images; "
@@ -132,6 +200,7 @@ def judge(
             )  # fmt: skip
     result: dict[str, Any] = {
         "run": str(run),
+        "faces_manifest": digest_of(inputs.folder),
         "split": split,
         "count": len(faces),
         "count_with_votes": int((~np.isnan(targets).any(1)).sum()),
@@ -157,7 +226,7 @@ def judge(
             scores[part]["all_images"] = share(int(right[part][name].sum()), int(rows.sum()))
         result["models"][name] = {
             **facts,
-            "manifest": digest_of(folder),
+            **reference_to(folder, run / "evaluation"),
             "chosen_on": manifests[name]["facts"].get("chosen_on"),
             "trained_on_other_faces": strange,
             **scores.pop(""),
@@ -187,7 +256,8 @@ def over_seeds(models: Mapping[str, Any], manifests: Mapping[str, dict[str, Any]
         names = list(seeds.values())
         if len(names) < 2:
             continue
-        parts = {part: [models[name]["subsets"][part] for name in names] for part in models[names[0]]["subsets"]}
+        common = [part for part in models[names[0]]["subsets"] if all(part in models[n]["subsets"] for n in names)]
+        parts = {part: [models[name]["subsets"][part] for name in names] for part in common}
         stems = {name.removesuffix(str(seed)).rstrip("-_.") for seed, name in seeds.items()}
         found.append(
             {
@@ -233,7 +303,7 @@ def kind_of_model(folder: Path) -> str:
 def find_models(run: Path, names: Sequence[str] | None) -> dict[str, Path]:
     """The finished models of a run by name, the teacher first; with `names` just those, in that order."""
     found = {"teacher": run / "teacher"} if is_begun(run / "teacher") else {}
-    for folder in sorted(path for path in (run / "students").glob("*") if path.is_dir()):
+    for folder in sorted(path for path in (run / "students").glob("[!.]*") if path.is_dir()):
         if folder.name == "teacher":
             raise FerError(f"{folder} has the name of the run's teacher; rename the folder")
         found[folder.name] = folder
@@ -377,8 +447,8 @@ def subset_table(result: dict[str, Any]) -> Table:
     for column in ("faces", "accuracy %", "images", "all images %", "macro-F1 %"):
         table.add_column(column, justify="right")
     for name, facts in result["subsets"].items():
-        for first, (model, scores) in enumerate(result["models"].items()):
-            scores = scores["subsets"][name]
+        judged = {model: row["subsets"][name] for model, row in result["models"].items() if name in row["subsets"]}
+        for first, (model, scores) in enumerate(judged.items()):
             everything = scores["all_images"]
             table.add_row(
                 Text(printable(name) if first == 0 else ""),
@@ -404,8 +474,9 @@ def seed_table(result: dict[str, Any]) -> Table:
     ):
         table.add_column(Text(column), justify="right")
     for group in result["seeds"]:
-        spreads = [group["accuracy"], group["macro_f1"], *(part["accuracy"] for part in group["subsets"].values())]
-        cells = [f"{100 * s['mean']:.2f} ± {100 * s['deviation']:.2f}" for s in spreads]
+        parts = [group["subsets"].get(name, {}).get("accuracy") for name in result["subsets"]]
+        spreads = [group["accuracy"], group["macro_f1"], *parts]
+        cells = [f"{100 * s['mean']:.2f} ± {100 * s['deviation']:.2f}" if s else "-" for s in spreads]
         table.add_row(Text(group["name"]), ", ".join(map(str, group["seeds"])), *cells)
     return table
 

@@ -74,7 +74,7 @@ def run(
             "more than one place and one linear layer; leave --maps out"
         )
     example = images[:1].expand(2, -1, -1, -1)  # two faces, since torch takes a single one for the only number there is
-    with replacing(out) as part:
+    with replacing(out, new=True) as part:
         if is_onnx:
             part.write_bytes(converted(mapped if maps else network, config, example, model, fp16))
             ask = onnx_answers

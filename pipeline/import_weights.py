@@ -17,8 +17,8 @@ from efficientface import FerError, untrusted
 from efficientface.data.labels import EXPRESSIONS, expression
 from efficientface.models import ABLATIONS, MODULATED, build
 from efficientface.models.efficientface import load_official
-from efficientface.pipeline.artifact import DIGEST, digest_file, is_finished, read_manifest, write_text
-from efficientface.pipeline.checkpoint import CONFIG, METRICS, WEIGHTS, finish_model
+from efficientface.pipeline.artifact import digest_file, is_finished, read_manifest, replacing, write_text
+from efficientface.pipeline.checkpoint import METRICS, finish_model
 from efficientface.pipeline.config import PUBLISHED
 
 log = logging.getLogger(__name__)
@@ -66,9 +66,7 @@ def run(
             raise FerError(f"{out} is finished and no import of {file} with these options; give another folder")
         log.info("already imported, %s", out)
         return told
-    # what a killed import left is written anew
-    ours = (CONFIG, DIGEST, METRICS, WEIGHTS)
-    strange = [path.name for path in out.glob("[!.]*") if path.name not in ours] if out.is_dir() else []
+    strange = [path.name for path in out.iterdir()] if out.is_dir() else []
     if strange or out.is_file():
         raise FerError(f"{out} is there already, {'with ' + min(strange) if strange else 'a file'}; give a new folder")
     model = build(arch, count, **options)
@@ -79,17 +77,19 @@ def run(
         raise FerError(
             f"{file} has NaN or infinity in {len(broken)} of its tensors, first {broken[0]}; nothing written"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / METRICS, "")  # of its training nothing is known
-    finish_model(
-        out,
-        kind,
-        weights,
-        {"arch": arch, "options": options, "classes": list(names), "size": SIZE, "mean": mean, "std": std},
-        made_from={"file": {"path": os.path.relpath(file, out).replace(os.sep, "/")}},
-        settings=settings,
-        facts={"imported": True},
-    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out, new=True) as part:
+        part.mkdir()
+        write_text(part / METRICS, "")  # of its training nothing is known
+        finish_model(
+            part,
+            kind,
+            weights,
+            {"arch": arch, "options": options, "classes": list(names), "size": SIZE, "mean": mean, "std": std},
+            made_from={"file": {"path": os.path.relpath(file, out).replace(os.sep, "/")}},
+            settings=settings,
+            facts={"imported": True},
+        )
     return told
 
 

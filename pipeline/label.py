@@ -39,6 +39,7 @@ from efficientface.pipeline.artifact import (
     read_manifest,
     reference_to,
     refuse_other,
+    remove_file,
     replacing,
     write_json,
     write_manifest,
@@ -571,7 +572,7 @@ def clear(folder: Path, manifest: dict[str, Any]) -> None:
     """Remove what the labelling needed while it went on; killed in between, the next call does it."""
     for path in (*folder.glob("part-*.parquet"), *folder.glob(".*.part"), folder / ONE_FILE, folder / PLAN):
         if path.name not in manifest["files"]:
-            path.unlink(missing_ok=True)
+            remove_file(path)
 
 
 def calibrate(cached: Distributions, split: str, folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a finished model says about the faces in any photograph: the Python API, and `fer predict`."""
 
 import csv
+import fcntl
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -223,23 +225,29 @@ def run(
     marks = [(shown(file), store.mark(file)) for file in files]
     plan = [VERSION, digest_of(model), asdict(aligner.config), str(annotate), marks]
     journal = Journal(out, hash_image(json.dumps(plan).encode()))
-    done = journal.read()
-    if done:
-        log.info("going on: %s of %s are done", f"{len(done):,}", plural(len(files), "photograph"))
-    missing = [number for number in range(len(files)) if number not in done]
-    with threads(workers) as pool, progress("predicting", len(missing), unit="images") as advance:
-        aligned = in_order(pool, aligner.rows, (Photo("", files[k], None, {}) for k in missing), window=8 * workers)
-        numbered = zip(missing, aligned, strict=True)
-        while portion := list(islice(numbered, BATCH)):
-            numbers = [number for number, _ in portion]
-            lines = recognizer.lines([rows for _, (_, rows) in portion])
-            if annotate is not None:
-                targets = [annotate if one_picture else annotate / f"{k + 1:06d}-{safe(files[k])}.jpg" for k in numbers]
-                list(pool.map(draw, [root / files[k] for k in numbers], lines, targets))
-            journal.add(numbers, lines)
-            done |= zip(numbers, lines, strict=True)
-            advance(len(portion))
-    rows = [row for number in range(len(files)) for row in done[number]]
+    with journal.alone():
+        done = journal.read()
+        if done:
+            log.info("going on: %s of %s are done", f"{len(done):,}", plural(len(files), "photograph"))
+        missing = [number for number in range(len(files)) if number not in done]
+        with threads(workers) as pool, progress("predicting", len(missing), unit="images") as advance:
+            aligned = in_order(pool, aligner.rows, (Photo("", files[k], None, {}) for k in missing), window=8 * workers)
+            numbered = zip(missing, aligned, strict=True)
+            while portion := list(islice(numbered, BATCH)):
+                numbers = [number for number, _ in portion]
+                lines = recognizer.lines([rows for _, (_, rows) in portion])
+                if annotate is not None:
+                    targets = [
+                        annotate if one_picture else annotate / f"{k + 1:06d}-{safe(files[k])}.jpg" for k in numbers
+                    ]
+                    list(pool.map(draw, [root / files[k] for k in numbers], lines, targets))
+                journal.add(numbers, lines)
+                done |= zip(numbers, lines, strict=True)
+                advance(len(portion))
+        rows = [row for number in range(len(files)) for row in done[number]]
+        if out is not None:
+            write_table(out, rows, recognizer.classes, digest_of(model))
+            journal.remove()
     result = {
         "source": source,
         "model": str(model),
@@ -249,11 +257,7 @@ def run(
     }
     if annotate is not None:
         result["annotated"] = str(annotate)
-    if out is None:
-        return {**result, "rows": rows}
-    write_table(out, rows, recognizer.classes, digest_of(model))
-    journal.remove()
-    return {**result, "out": str(out)}
+    return {**result, **({"rows": rows} if out is None else {"out": str(out)})}
 
 
 def counted(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
@@ -322,6 +326,23 @@ class Journal:
     def path(self) -> Path | None:
         return self.out and self.out.with_name(f".{self.out.name}.begun")
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold it while `out` is made; FerError if another process does, or is just done."""
+        if self.path is None:
+            yield
+            return
+        # for reading too, since a pipe would else wait for its reader
+        with open(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666), "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = os.fstat(file.fileno()).st_nlink > 0
+            except BlockingIOError:
+                held = False
+            if not held:
+                raise FerError(f"another fer predict is writing {self.out}; wait for it, or give another --out")
+            yield
+
     def read(self) -> dict[int, list[dict[str, Any]]]:
         """What an interrupted run has done; what was begun with other settings or photographs is forgotten."""
         if self.path is None:
@@ -345,11 +366,15 @@ class Journal:
 
     def add(self, numbers: Sequence[int], lines: Sequence[list[dict[str, Any]]]) -> None:
         """Note some photographs; each line begins on its own, whatever a killed run left of the one before."""
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 for entry in zip(numbers, lines, strict=True):
                     text = json.dumps(entry)
                     file.write(f"\n{hash_image(text.encode())} {text}")
+        except OSError as error:
+            raise OSError(error.errno or 0, error.strerror or str(error), str(self.path)) from error
 
     def remove(self) -> None:
         if self.path is not None:

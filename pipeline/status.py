@@ -171,25 +171,26 @@ SCORES = (
 
 def results(run: Path) -> dict[str, dict[str, Any]]:
     """What fer evaluate left, by split; FerError if a file was changed since, or is no such file."""
-    found = {}
-    for path in sorted((run / "evaluation").glob("*.json")):
-        try:
-            result = read_sealed(path)
-        except FerError as error:
-            raise FerError(f"{printable(path.parent)}: {error}") from error
-        try:
-            fits = (
-                isinstance(result["split"], str) and {"count", "images", "classes", "subsets", "seeds"} <= result.keys()
-            )
-            for model in result["models"].values():
-                fits &= {*SCORES, "all_images", "subsets", "trained_on_other_faces"} <= model.keys()
-                fits &= all(isinstance(model[name], int | float) for name in NUMBERS)
-        except (KeyError, TypeError, AttributeError):
-            fits = False
-        if not fits:
-            raise FerError(f"{printable(path)} does not hold what fer evaluate writes; run fer evaluate again")
-        found[result["split"]] = result
-    return found
+    found = (read_result(path) for path in sorted((run / "evaluation").glob("*.json")))
+    return {result["split"]: result for result in found}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What fer evaluate left of one split."""
+    try:
+        result = read_sealed(path)
+    except FerError as error:
+        raise FerError(f"{printable(path.parent)}: {error}") from error
+    try:
+        fits = isinstance(result["split"], str) and {"count", "images", "classes", "subsets", "seeds"} <= result.keys()
+        for model in result["models"].values():
+            fits &= {*SCORES, "all_images", "subsets", "trained_on_other_faces"} <= model.keys()
+            fits &= all(isinstance(model[name], int | float) for name in NUMBERS)
+    except (KeyError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise FerError(f"{printable(path)} does not hold what fer evaluate writes; run fer evaluate again")
+    return result
 
 
 def _judged(path: Path) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import io
 import json
 import logging
+import shutil
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import CLASSES, write_faces
+from conftest import CLASSES, sign_again, write_faces
 from rich.console import Console
 from torch import nn
 
@@ -115,6 +117,48 @@ def test_picks_models_by_name(models):
     with pytest.raises(FerError) as error:
         evaluate.run(models, names=["ldl", "sll"])
     assert str(error.value) == f"{models} has no model sll; it has teacher, ldl"
+
+
+def test_what_is_known_of_other_models_is_kept_while_it_is_true(models, tmp_path):
+    """As if all had been judged at once, but for a model that is another now, or is gone."""
+    write_model(models, models / "students" / "sll", settings={"seed": 0})
+    write_model(models, models / "students" / "sll-1", settings={"seed": 1})
+    path = models / "evaluation" / "test.json"
+    (tmp_path / "some.txt").write_text("face-012.png\nface-013.png\n")
+    some = [str(tmp_path / "some.txt")]
+    evaluate.run(models, subsets=some, compare=("teacher", "ldl"))
+    whole = read_sealed(path)
+    one = evaluate.run(models, names=["sll"], subsets=some)
+    assert list(one["models"]) == ["sll"]
+    assert read_sealed(path) == whole
+    path.unlink()
+    for names in (["sll-1", "ldl"], ["sll", "teacher"]):
+        evaluate.run(models, names=names, subsets=some)
+    assert read_sealed(path) == {key: value for key, value in whole.items() if key != "comparison"}
+    evaluate.run(models, names=["sll"])  # those who were not asked about a subset have no line in its table
+    now = read_sealed(path)
+    assert [name for name, model in now["models"].items() if model["subsets"]] == ["teacher", "ldl", "sll-1"]
+    printed(now)
+    sign_again(models / "students" / "sll-1", settings={"seed": 2})
+    shutil.rmtree(models / "students" / "ldl")
+    evaluate.run(models, names=["teacher"], png=False)
+    now = read_sealed(path)
+    assert list(now["models"]) == ["teacher", "sll"]
+    assert list(now["pictures"]) == ["confusion-sll-test.png"]
+    assert now["seeds"] == []
+
+
+def test_nothing_is_kept_of_other_faces_or_of_a_damaged_file(models, caplog):
+    path = models / "evaluation" / "test.json"
+    evaluate.run(models, png=False)
+    path.write_bytes(path.read_bytes().replace(b"ldl", b"lds"))
+    evaluate.run(models, names=["teacher"], png=False)
+    assert list(read_sealed(path)["models"]) == ["teacher"]
+    assert "test.json is not as the digest at its end says" in caplog.text
+    sign_again(models / "faces", facts={"mean": [0.4] * 3, "std": [0.25] * 3, "again": True})
+    write_model(models, models / "students" / "new")
+    evaluate.run(models, names=["new"], png=False)
+    assert list(read_sealed(path)["models"]) == ["new"]
 
 
 def test_leaves_out_an_unfinished_student_and_says_so(models, caplog):
@@ -231,9 +275,10 @@ def test_subsets_on_faces_and_on_all_images(rejecting, reader, tmp_path):
     assert result["subsets"] == {
         # face 1 is a training face
         "occluded.txt": {
-            "images": 2, "faces": 1, "lines": 3, "named": 3, "missing": 1, "first_missing": "face-001.png 1 1"
+            "images": 2, "faces": 1, "lines": 3, "named": 3, "missing": 1, "first_missing": "face-001.png 1 1",
+            "rows": ANY,
         },
-        "pose:30": {"images": 4, "faces": 3},
+        "pose:30": {"images": 4, "faces": 3, "rows": ANY},
     }  # fmt: skip
     found = result["models"]["ldl"]["subsets"]
     assert (found["occluded.txt"]["accuracy"], found["occluded.txt"]["all_images"]["accuracy"]) == (1, 0.5)

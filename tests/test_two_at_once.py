@@ -7,10 +7,14 @@ import time
 
 import pytest
 from click.testing import CliRunner
-from conftest import write_faces
+from conftest import CLASSES, write_faces, write_photos
 from filelock import FileLock
+from test_evaluate import write_model
 
+from efficientface import FerError
 from efficientface.cli import cli
+from efficientface.pipeline import evaluate
+from efficientface.pipeline.artifact import read_sealed, replacing
 
 LONG = ["--size", "32", "--epochs", "10000", "--batch-size", "16"]
 COMMANDS = {
@@ -75,3 +79,63 @@ def test_no_folder_is_made_where_there_is_no_run(tmp_path):
     for command in COMMANDS:
         assert fer(command, tmp_path / "none").exit_code == 1
     assert not (tmp_path / "none").exists()
+
+
+def test_models_judged_at_the_same_time_are_all_kept(run, monkeypatch):
+    for name in ("a", "b"):
+        write_model(run, run / "students" / name)
+    judged = evaluate.judge
+
+    def meanwhile(*given):
+        found = judged(*given)
+        monkeypatch.setattr(evaluate, "judge", judged)
+        evaluate.run(run, names=["b"], png=False)
+        return found
+
+    monkeypatch.setattr(evaluate, "judge", meanwhile)
+    evaluate.run(run, names=["a"], png=False)
+    assert list(read_sealed(run / "evaluation" / "test.json")["models"]) == ["a", "b"]
+
+
+def test_predictions_have_one_writer_and_what_a_killed_one_held_is_free(run, tmp_path):
+    photo = write_photos(tmp_path / "photos", 3) / CLASSES[0] / "000.png"
+    model = write_model(run, run / "students" / "a")
+    out, journal = tmp_path / "faces.csv", tmp_path / ".faces.csv.begun"
+    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, 2); print(flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(journal)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    words = ("predict", photo, "--model", model, "--out", out)
+    second = fer(*words)
+    holder.kill()
+    holder.wait()
+    assert second.exit_code == 1
+    assert second.stderr.endswith(f"Error: another fer predict is writing {out}; wait for it, or give another --out\n")
+    assert fer(*words).exit_code == 0
+    assert sorted(path.name for path in tmp_path.glob("*faces*")) == ["faces.csv"]
+
+
+def write_file(path):
+    path.write_bytes(b"whole")
+
+
+def write_folder(path):
+    path.mkdir()
+    write_file(path / "weights")
+
+
+def write_meanwhile(path, make):
+    with replacing(path, new=True) as part:
+        make(part)
+        make(path)
+
+
+@pytest.mark.parametrize("make", [write_file, write_folder])
+def test_what_another_process_made_meanwhile_is_not_covered(tmp_path, make):
+    """Converted caches, exported and imported models: a name that was free when the command began."""
+    path = tmp_path / "made"
+    with pytest.raises(FerError) as error:
+        write_meanwhile(path, make)
+    assert str(error.value) == f"{path} exists now, another process has made it; give another name, or remove it"
+    with replacing(tmp_path / "free", new=True) as part:
+        make(part)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["free", "made"]
