@@ -1,13 +1,13 @@
 """Whether memory stays flat, and no file, thread or process is left open, in long runs; prints Markdown tables.
 
-    python benchmarks/long.py                                                       (or make bench)
-    python benchmarks/long.py --alignments 50000 --views 100000 --epochs 20         (docs/reliability.md; an hour or two)
+    python benchmarks/long.py                                                         (or make bench)
+    python benchmarks/long.py --alignments 50000 --views 100000 --epochs 20           (docs/reliability.md)
 
 Three commands run as a user's do and are looked at from outside, twice a second: `fer align` with RetinaFace, `fer
 teach` (an epoch, then the labelling) and `fer distill`. A step is a tenth of the alignments, a tenth of the faces that
-are labelled, or an epoch; of each the most is told: resident memory (libraries, 0.5 GB, included), open file
-descriptors, threads, and processes that the command started. Memory counts as flat if the straight line through all
-steps but the first rises by less than FLAT of it until the end.
+are labelled, or an epoch. Of each are told the most resident memory (libraries, 0.5 GB, included), and the fewest open
+file descriptors, threads, and processes that the command started: others come and go. Memory counts as flat if the
+straight line through all steps but the first rises by less than FLAT of it until the end.
 
 Faces are drawn, PICTURES of them, and listed over and over in a Parquet table: photographs of 96 pixels for RetinaFace,
 faces of 32 pixels for the networks, both the smallest network that timm has with convolutions, batch norm and
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ FACE = ["--size", "32", "--batch-size", "128", "--lr", "0.02", "--min-area", "0.
 
 
 class Seen(NamedTuple):
-    """The most that was seen during a step: memory in MB, and how many of each of the others."""
+    """What a process holds: memory in MB, and how many of each of the others."""
 
     memory: float
     files: int
@@ -74,9 +75,8 @@ class Watched(NamedTuple):
         found = [f"memory grows by {self.growth():.1%}"] if self.growth() >= FLAT else []
         for name in ("files", "threads", "processes"):
             numbers = [getattr(seen, name) for seen in self.seen[1:]]
-            before, after = max(numbers[: len(numbers) // 2]), min(numbers[len(numbers) // 2 :])
-            if after > before:
-                found.append(f"{name} grow from {before} to {after}")
+            if np.polyfit(np.arange(len(numbers)), numbers, 1)[0] * (len(numbers) - 1) > 1:
+                found.append(f"{name} grow from {numbers[0]} to {numbers[-1]}")
         return found + [f"{name} is left" for name in self.left]
 
 
@@ -85,33 +85,35 @@ class Watched(NamedTuple):
 
 def look(process: psutil.Process) -> Seen:
     """How much of everything the process holds now."""
-    with process.oneshot():
-        children = process.children(recursive=True)
-        return Seen(process.memory_info().rss / 1e6, process.num_fds(), process.num_threads(), len(children))
+    memory, children = process.memory_info().rss / 1e6, process.children(recursive=True)
+    if not memory:  # it has ended, and nobody has asked yet how
+        raise psutil.ZombieProcess(process.pid)
+    return Seen(memory, process.num_fds(), process.num_threads(), len(children))
 
 
 def watch(name: str, step: str, words: Sequence[str], done: Callable[[], int], folder: Path) -> Watched:
     """Run a command until it ends and look at it; `done` counts the steps that it has finished.
 
-    Its temporary files go to a folder of its own below `folder`, which is to be empty in the end. SystemExit if it fails.
+    Its temporary files go to a folder of their own below `folder`. SystemExit if it fails.
     """
     temporary = folder / "temporary"
     temporary.mkdir(exist_ok=True)
     environment = {**os.environ, "TMPDIR": str(temporary)}
     watched = Watched(name, step, [], [], [])
     command = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    process, most, began = psutil.Process(command.pid), Seen(0, 0, 0, 0), time.monotonic()
+    process, began, ended = psutil.Process(command.pid), time.monotonic(), False
+    looks: list[Seen] = []
     try:
-        while command.poll() is None:
-            if done() > len(watched.seen):
-                watched.seen.append(most)
+        while not ended:
+            ended = command.poll() is not None
+            if looks and done() > len(watched.seen):
+                memory, *counts = zip(*looks, strict=True)
+                watched.seen.append(Seen(max(memory), *map(min, counts)))
                 watched.seconds.append(time.monotonic() - began)
-                print(f"    {step} {len(watched.seen)}: {watched.seconds[-1]:.0f} s, {most}", flush=True)
-                most, began = Seen(0, 0, 0, 0), time.monotonic()
-            try:
-                most = Seen(*map(max, most, look(process)))
-            except psutil.Error:
-                continue  # it has just ended
+                print(f"    {step} {len(watched.seen)}: {watched.seconds[-1]:.0f} s, {watched.seen[-1]}", flush=True)
+                looks, began = [], time.monotonic()
+            with suppress(psutil.Error):  # it has just ended
+                looks.append(look(process))
             time.sleep(LOOK)
     finally:
         command.kill()
