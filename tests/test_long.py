@@ -13,7 +13,7 @@ for step in range(6):
     if leaks:
         kept += [bytearray(b"x" * 2_000_000), open(__file__ if "__file__" in dir() else sys.executable)]
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-        kept.append(subprocess.Popen(["sleep", "1000"]))
+        kept.append(subprocess.Popen(["sleep", "60"]))
     time.sleep(0.3)
     pathlib.Path(sys.argv[1], f"part-{step}.parquet").touch()
     time.sleep(0.1)
@@ -22,6 +22,7 @@ if leaks:
     pathlib.Path(sys.argv[1], ".part-9.parquet.part").touch()
     for process in kept[2::3][1:]:
         process.kill()
+        process.wait()
 """
 
 
