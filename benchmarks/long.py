@@ -5,9 +5,10 @@
 
 Three commands run as a user's do and are looked at from outside, twice a second: `fer align` with RetinaFace, `fer
 teach` (an epoch, then the labelling) and `fer distill`. A step is a tenth of the alignments, a tenth of the faces that
-are labelled, or an epoch. Of each are told the most resident memory (libraries, 0.5 GB, included), and the fewest open
-file descriptors, threads, and processes that the command started: others come and go. Memory counts as flat if the
-straight line through all steps but the first rises by less than FLAT of it until the end.
+are labelled, or an epoch. Of each are told the most memory of the command's own (without pages of files, such as
+libraries, which the system drops where memory is short), and the fewest open file descriptors, threads, and processes
+that it started: others come and go. Memory counts as flat if the straight line through all steps but the first rises by
+less than FLAT of it until the end.
 
 Faces are drawn, PICTURES of them, and listed over and over in a Parquet table: photographs of 96 pixels for RetinaFace,
 faces of 32 pixels for the networks, both the smallest network that timm has with convolutions, batch norm and
@@ -85,10 +86,11 @@ class Watched(NamedTuple):
 
 def look(process: psutil.Process) -> Seen:
     """How much of everything the process holds now."""
-    memory, children = process.memory_info().rss / 1e6, process.children(recursive=True)
-    if not memory:  # it has ended, and nobody has asked yet how
+    memory, children = process.memory_info(), process.children(recursive=True)
+    if not memory.rss:  # it has ended, and nobody has asked yet how
         raise psutil.ZombieProcess(process.pid)
-    return Seen(memory, process.num_fds(), process.num_threads(), len(children))
+    own = (memory.rss - memory.shared) / 1e6
+    return Seen(own, process.num_fds(), process.num_threads(), len(children))
 
 
 def watch(name: str, step: str, words: Sequence[str], done: Callable[[], int], folder: Path) -> Watched:
