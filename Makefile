@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-processes test-web web torture rubbish lint docs figures site bench wheel clean
+.PHONY: demo test test-slow test-processes test-web web torture rubbish flips determinism lint docs figures site bench wheel clean
 
 demo: $(STAMP)
 	$(BIN)/fer demo
@@ -29,6 +29,12 @@ torture: $(STAMP)
 # The table of docs/reliability.md, "Rubbish in": some 3,000 damaged, absurd and forged files, about three minutes.
 rubbish: $(STAMP)
 	$(BIN)/python tests/rubbish.py
+
+# The tables of docs/reliability.md, "Flipped bytes" and "Determinism": some five minutes each.
+flips: $(STAMP)
+	$(BIN)/python tests/flipped.py
+determinism: $(STAMP)
+	$(BIN)/python tests/determinism.py
 
 # The page of `make web` in a browser: about a minute. Needs npm, chromium and chromedriver, and skips aloud without.
 test-web: $(STAMP)
@@ -58,8 +64,8 @@ site: $(STAMP)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -d $(SITE).doctrees docs $(SITE)
 	$(BIN)/python tests/check_site.py $(SITE)
 
-# The tables of docs/performance.md, of docs/results.md ("The cache": about five minutes), and that of docs/scaling.md at
-# smaller sizes. For ten million faces: benchmarks/scale.py --faces 10000000
+# The tables of docs/performance.md, of docs/results.md ("The cache": about five minutes), of docs/scaling.md and of
+# docs/reliability.md ("Long runs") at smaller sizes. For ten million faces: benchmarks/scale.py --faces 10000000
 bench: $(STAMP)
 	$(BIN)/python benchmarks/alignment.py
 	$(BIN)/python benchmarks/start.py
@@ -69,6 +75,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/labelling.py
+	$(BIN)/python benchmarks/long.py
 
 wheel: $(STAMP)
 	rm -rf build dist

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from determinism import waiting
 from safetensors.torch import load_file
 
 from efficientface import FerError
@@ -117,11 +118,25 @@ def test_the_teacher_learns_and_says_how_well(taught):
 
 
 def test_same_seed_same_student_and_another_seed_another(taught):
+    """However many threads make its views, at whatever speed."""
     students = taught / "students"
-    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        distill.run(taught, replace(DISTILL, name=name, seed=seed))
+    for name, seed, workers in (("one", 0, 1), ("two", 0, 3), ("three", 1, 1)):
+        with waiting():
+            distill.run(taught, replace(DISTILL, name=name, seed=seed, workers=workers))
     assert same(weights(students / "one"), weights(students / "two"))
     assert not same(weights(students / "one"), weights(students / "three"))
+
+
+@pytest.mark.parametrize("format", ["parquet", "hdf5"])
+def test_a_teacher_s_cache_is_the_same_file_with_any_number_of_threads_at_any_speed(taught, format):
+    folders = [taught / f"distributions-{format}-{workers}" for workers in (1, 3)]
+    for workers, folder in zip((1, 3), folders, strict=True):
+        cache = folder.name.removeprefix("distributions-")
+        with waiting():
+            teach.run(taught, replace(TEACH, workers=workers, format=format, cache=cache))
+    one, another = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert len(one) == 3  # manifest and digest
+    assert one == another
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -138,7 +153,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(taught, monkeypatch,
 
     monkeypatch.setattr(train, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        distill.run(taught, replace(config, name=f"halves-{precision}"))
+        distill.run(taught, replace(config, name=f"halves-{precision}", workers=3))
     folder = taught / "students" / f"halves-{precision}"
     assert (folder / CHECKPOINT).exists()
     assert not (folder / MANIFEST).exists()
