@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/fer demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5
 
 # What takes minutes: whole runs, several processes.
 test-slow: $(STAMP)

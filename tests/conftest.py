@@ -11,6 +11,8 @@ from efficientface.data.faces import face_table, hash_image
 from efficientface.pipeline.artifact import MANIFEST, replacing, write_manifest
 
 CLASSES = ("neutral", "happiness", "sadness")
+# Made for tests: 0.4 M parameters, and a ninth of the time of a ResNet-18. It knows the pictures below after 5 epochs.
+SMALL_TEACHER = "timm/test_resnet"
 
 torch.set_num_threads(1)
 

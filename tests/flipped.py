@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 from click.testing import CliRunner
-from conftest import CLASSES, picture, sign_again
+from conftest import CLASSES, SMALL_TEACHER, picture, sign_again
 from PIL import Image
 
 from efficientface.cli import cli
@@ -32,9 +32,8 @@ from efficientface.pipeline.config import AlignConfig
 from efficientface.pipeline.verify_run import artifacts_in, verify
 
 COMMON = ["--size", "32", "--schedule", "onecycle", "--min-area", "0.5"]
-ARCH = "shufflenet_v2_x0_5"  # 1.4 MB of weights
-TEACH = [*COMMON, "--teacher-arch", ARCH, "--epochs", "14", "--batch-size", "6", "--lr", "0.05", "--views", "2"]
-DISTILL = [*COMMON, "--arch", ARCH, "--epochs", "1", "--batch-size", "16"]
+TEACH = [*COMMON, "--teacher-arch", SMALL_TEACHER, "--epochs", "8", "--batch-size", "6", "--lr", "0.02", "--views", "2"]
+DISTILL = [*COMMON, "--arch", SMALL_TEACHER, "--epochs", "1", "--batch-size", "16"]
 HOSTILE = "x\n<script>alert(1)\x1b[2J.png"
 PHOTOGRAPHS = 6  # that are spoiled, of all
 SWAPS = [

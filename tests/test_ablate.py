@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import write_faces
+from conftest import SMALL_TEACHER, write_faces
 from test_evaluate import write_model
 from test_teach_distill import fer, refused
 
@@ -67,7 +67,7 @@ def test_there_is_a_student_of_every_network_way_and_seed(made):
         (1, "baseline-local", "sll", 2),
         (1, "baseline-modulator", "sll", 2),
         (1, "efficientface", "sll", 2),
-        (2, "resnet18", "sll", 1),
+        (2, SMALL_TEACHER, "sll", 1),
         (2, "baseline", "sll", 2),
         (2, "baseline", "ldl", 2),
         (2, "efficientface", "sll", 2),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from click.testing import CliRunner
-from conftest import CLASSES, write_faces
+from conftest import CLASSES, SMALL_TEACHER, write_faces
 from scipy.spatial.distance import jensenshannon
 from small_caches import make, write_cache
 
@@ -251,7 +251,7 @@ def test_there_is_nothing_to_verify(tmp_path):
 def original(tmp_path_factory):
     run = tmp_path_factory.mktemp("original") / "run"
     write_faces(run)
-    words = ["--size", 32, "--teacher-arch", "resnet18", "--epochs", 8, "--batch-size", 6, "--lr", 0.02]
+    words = ["--size", 32, "--teacher-arch", SMALL_TEACHER, "--epochs", 8, "--batch-size", 6, "--lr", 0.02]
     assert fer("teach", run, *words, "--schedule", "onecycle", "--min-area", 0.5, "--views", 3).exit_code == 0
     return run
 

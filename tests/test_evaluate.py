@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import CLASSES, sign_again, write_faces
+from conftest import CLASSES, SMALL_TEACHER, sign_again, write_faces
 from rich.console import Console
 from torch import nn
 
@@ -30,7 +30,7 @@ def write_model(
     """A finished artifact with fresh weights, as teach and distill leave it."""
     folder.mkdir(parents=True)
     torch.manual_seed(len(folder.name))
-    arch = "resnet18" if kind == "teacher" else "efficientface"
+    arch = SMALL_TEACHER if kind == "teacher" else "efficientface"
     config = {"arch": arch, "options": {}, "classes": list(classes), "size": 32, "mean": [0.4] * 3, "std": [0.25] * 3}
     (folder / METRICS).write_text(metrics)
     finish_model(

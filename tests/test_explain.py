@@ -254,8 +254,8 @@ def test_a_contact_sheet_of_a_label(run, tmp_path):
     assert fer(*words).stdout == f"{out}  7 of 12 faces\n"
     assert min(pixels(out).shape[:2]) > 300
     # of a run, and more than there are
-    everything = json.loads(fer("inspect", run, "--sample", 100, "--sheet", out, "--json").stdout)
-    assert len(everything["faces"]) == everything["of"] == 60
+    everything = json.loads(fer("inspect", run, "--split", "test", "--sample", 100, "--sheet", out, "--json").stdout)
+    assert len(everything["faces"]) == everything["of"] == 12
 
 
 def test_a_sheet_wants_faces(run, tmp_path):

@@ -5,14 +5,14 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from conftest import write_faces, write_photos
+from conftest import SMALL_TEACHER, write_faces, write_photos
 from filelock import FileLock
 
 from efficientface.cli import cli
 from efficientface.pipeline import align, label, teach
 
 ALIGN = ["--aligned", "--crop", 32, "--shard-faces", 4]
-TEACH = ["--teacher-arch", "resnet18", "--size", 32, "--epochs", 8, "--batch-size", 6, "--lr", 0.02, "--views", 1]
+TEACH = ["--teacher-arch", SMALL_TEACHER, "--size", 32, "--epochs", 8, "--batch-size", 6, "--lr", 0.02, "--views", 1]
 TEACH += ["--schedule", "onecycle", "--min-area", 0.5, "--shard-faces", 25, "--workers", 1]
 
 

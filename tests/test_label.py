@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
-from conftest import write_faces
+from conftest import SMALL_TEACHER, write_faces
 from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 from small_caches import make
@@ -35,7 +35,7 @@ from efficientface.pipeline.predict import predict
 from efficientface.pipeline.verify import verify
 
 SMALL = {"size": 32, "schedule": "onecycle", "min_area": 0.5, "workers": 1}
-TEACH = TeachConfig(teacher_arch="resnet18", epochs=8, batch_size=6, views=3, lr=0.02, shard_faces=25, **SMALL)
+TEACH = TeachConfig(teacher_arch=SMALL_TEACHER, epochs=8, batch_size=6, views=3, lr=0.02, shard_faces=25, **SMALL)
 DISTILL = DistillConfig(epochs=3, batch_size=16, lr=0.1, **SMALL)
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import picture
+from conftest import SMALL_TEACHER, picture
 
 from efficientface.cli import cli
 from efficientface.pipeline import distill, progress, teach
@@ -121,7 +121,8 @@ def test_options_that_no_stage_keeps_can_stand_in_the_file(tmp_path):
 
 SMALL = ["--size", 32, "--batch-size", 6]
 ALIGN = ["align", "photos", "a", "--aligned", "--crop", 64, "--encode", "png", "--classes", "neutral,happiness,sadness"]
-TEACH = ["teach", "a", *SMALL, "--teacher-arch", "resnet18", "--lr", 0.02, "--schedule", "onecycle", "--min-area", 0.5]
+TEACH = ["teach", "a", *SMALL, "--teacher-arch", SMALL_TEACHER, "--lr", 0.02]
+TEACH += ["--schedule", "onecycle", "--min-area", 0.5]
 WITHOUT_TEACHER = [
     ["teach", "a", "--source", "smooth:0.2", "--cache", "smooth"],
     ["distill", "a", *SMALL, "--epochs", 1, "--loss", "sll"],

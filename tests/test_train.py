@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL_TEACHER, write_faces
 from determinism import waiting
 from safetensors.torch import load_file
 
@@ -19,15 +20,13 @@ from efficientface.pipeline.inputs import read_inputs
 from efficientface.pipeline.losses import distribution_loss
 
 SMALL = {"size": 32, "schedule": "onecycle", "min_area": 0.5, "workers": 1}
-TEACH = TeachConfig(teacher_arch="resnet18", epochs=8, batch_size=6, views=3, lr=0.02, **SMALL)
+TEACH = TeachConfig(teacher_arch=SMALL_TEACHER, epochs=8, batch_size=6, views=3, lr=0.02, **SMALL)
 DISTILL = DistillConfig(epochs=3, batch_size=16, lr=0.1, **SMALL)
 
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
     """A run with faces, teacher and distributions; tests may add students but change nothing."""
-    from conftest import write_faces
-
     run = tmp_path_factory.mktemp("taught") / "run"
     write_faces(run)
     teach.run(run, TEACH)
