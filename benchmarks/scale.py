@@ -169,7 +169,7 @@ def aligning(root: Path, count: int, views: int, picture_of: Callable[[str], byt
         shards = write_shards(folder, inputs.photos, plan["digest"], config, picture_of)
     with steps.step("align: duplicates"):
         found = align.report_duplicates(shards, inputs.classes, root / "run" / align.DUPLICATES)
-    with steps.step("align: counts and manifest"), mock.patch.object(align, "report_duplicates", lambda *_: found):
+    with steps.step("align: counts and manifest"), mock.patch.object(align, "report_duplicates", return_value=found):
         align.finish(folder, root / "run", plan)
     return steps
 
