@@ -74,10 +74,11 @@ CIRCUMSTANCES = {**SAME, **OTHER}
 def make(root: Path, circumstance: Circumstance) -> Path:
     """Make both runs below `root`, photographs and all; returns `root`."""
     write_photos(root / "photos", 60)
-    (root / "drawn").mkdir()
     for k in range(40):
-        rng = np.random.default_rng(k)
-        Image.fromarray(drawn.draw_face(drawn.mixture(0, k), rng, 96)).save(root / "drawn" / f"{k}.png")
+        picture = drawn.draw_face(drawn.mixture(0, k), np.random.default_rng(k), 96)
+        folder = root / "drawn" / drawn.EXPRESSIONS_DRAWN[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{k}.png")
     variables = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", **circumstance.variables}
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests.parent / ".typing"), str(tests)])
