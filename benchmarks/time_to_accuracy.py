@@ -112,11 +112,11 @@ def measure(run: Path, work: Path, options: argparse.Namespace) -> list[float]:
     print(f"the teacher, trained before: {trained:,.1f} s, in no figure below", flush=True)
     seconds, cpu = label(run, work)
     print(f"labelling, counted with fast: {seconds:,.1f} s, {cpu:,.1f} s CPU", flush=True)
-    online = {"live": True, "epochs": options.epochs, "lr_step": max(1, round(0.3 * options.epochs))}
+    online: dict[str, Any] = {"live": True, "epochs": options.epochs, "lr_step": max(1, round(0.3 * options.epochs))}
     cached: dict[str, Any] = {"cache": "fast"} | ({"epochs": options.fast_epochs} if options.fast_epochs else {})
     ratios = []
     for seed in options.seeds:
-        common = {"seed": seed, "size": options.size, "batch_size": options.batch_size}
+        common: dict[str, Any] = {"seed": seed, "size": options.size, "batch_size": options.batch_size}
         soon = train(
             run, with_preset(DistillConfig, None, "fast", name=f"fast-{seed}", **cached, **common), (seconds, cpu)
         )
