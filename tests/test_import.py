@@ -20,7 +20,7 @@ from test_models import official_names, recompute, varied
 from efficientface.cli import cli
 from efficientface.models import build
 from efficientface.models.efficientface import efficient_face
-from efficientface.pipeline.artifact import MANIFEST, write_json
+from efficientface.pipeline.artifact import HOST, MANIFEST, write_json
 from efficientface.pipeline.checkpoint import CONFIG, load_model
 
 CLASSES = ["neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt"]
@@ -183,9 +183,11 @@ def test_an_imported_teacher_and_student_work_in_a_run(tmp_path):
 
 def test_an_import_is_not_done_twice_and_covers_nothing(student, tmp_path):
     file, out = save(tmp_path / "weights.tar", theirs(student)), tmp_path / "out"
-    out.mkdir()
-    (out / CONFIG).write_text("{")  # a killed import's
+    out.mkdir()  # an empty one is free
+    left = tmp_path / f".out.0.{HOST}.999999999.part"  # by a killed import
+    left.mkdir()
     imported(file, out, *RAF_DB)
+    assert not left.exists()
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     imported(file, out, *RAF_DB)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
