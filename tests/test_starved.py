@@ -18,11 +18,10 @@ from test_evaluate import write_model
 from test_stopped import GOES_ON, SMOOTHED, fer, leftovers
 from test_teach_distill import DISTILL
 
-from efficientface import FerError
 from efficientface.cache.parquet import read_shards
 from efficientface.cli import FerGroup
 from efficientface.data import drawn, photos
-from efficientface.pipeline import artifact, checkpoint, cluster, label, train
+from efficientface.pipeline import artifact, checkpoint, label, train
 from efficientface.pipeline.artifact import MANIFEST
 
 READ_ONLY = f"Read-only file system; give a folder on a disk that can be written; {GOES_ON}"
@@ -167,25 +166,6 @@ def test_without_shared_memory_dask_says_what_it_lacks(run, monkeypatch):
         "(/dev/shm) and room for temporary files: leave --cluster out where there is none\n"
     )
     assert fer("teach", run, *SMOOTHED).exit_code == 0
-
-
-class Deadly:
-    """A task whose worker the memory killer takes, again and again."""
-
-    path, needs, size = Path("/none/part-00000.parquet"), (), 1
-
-    def make(self):
-        signal.raise_signal(signal.SIGKILL)
-
-
-@pytest.mark.processes
-def test_workers_of_a_cluster_that_die_one_after_the_other():
-    with cluster.connected("local", 1) as client, pytest.raises(FerError) as error:
-        cluster.carry_out(client, [Deadly()], lambda count: None)
-    assert "the workers that were to make it died one after the other" in str(error.value)
-    assert str(error.value).endswith(
-        "often too little memory; with fewer --workers the same command goes on from there"
-    )
 
 
 def test_a_photograph_is_not_called_damaged_where_memory_is_short(monkeypatch):
