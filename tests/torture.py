@@ -35,7 +35,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import cv2  # noqa: F401 (here, so that no child has to)
 import numpy as np
 import onnxruntime  # noqa: F401
+import timm  # noqa: F401
 import torch
+from conftest import SMALL_TEACHER
 from rich.console import Console
 from rich.table import Table
 
@@ -50,7 +52,7 @@ from efficientface.pipeline.config import AlignConfig, DistillConfig, TeachConfi
 FACES = 240
 SMALL: dict[str, Any] = {"size": 32, "schedule": "onecycle", "min_area": 0.5, "workers": 1, "batch_size": 32}
 ALIGN = AlignConfig(shard_faces=40, eye_distance=0.42, crop=64, workers=1)
-TEACH = TeachConfig(teacher_arch="resnet18", views=2, shard_faces=40, lr=0.1, epochs=4, **SMALL)
+TEACH = TeachConfig(teacher_arch=SMALL_TEACHER, views=2, shard_faces=40, lr=0.1, epochs=4, **SMALL)
 DISTILL = DistillConfig(lr=0.5, epochs=6, **SMALL)
 
 
