@@ -119,7 +119,7 @@ def fit(
         except RuntimeError as error:
             if not config.compile or not isinstance(error, torch._dynamo.exc.BackendCompilerFailed):
                 raise
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(error.inner_exception).strip().partition("\n")[0]
             raise FerError(f"--compile does not work here ({reason}); leave it out") from error
         shown += np.bincount(rows, minlength=len(train))
         trained = time.perf_counter() - started

@@ -260,7 +260,7 @@ def test_where_nothing_compiles_a_sentence_says_so(run, monkeypatch):
     monkeypatch.setattr(
         torch, "compile", partial(lambda compile, model, **_: compile(model, backend=broken), torch.compile)
     )
-    with pytest.raises(FerError, match=r"^--compile does not work here \(.*no compiler.*\); leave it out$"):
+    with pytest.raises(FerError, match=r"^--compile does not work here \(no compiler\); leave it out$"):
         distill.run(run, replace(SLL, name="compiled", compile=True))
 
 
