@@ -34,8 +34,8 @@ OK, FAILED, NOTED, NOT_CHECKED = "ok", "FAILED", "noted", "not checked"
 CONTENT = ("rows", "keys", "splits", "pictures", "distributions", "labels", "accuracy")
 FEW = 30  # labelled faces of a split: fewer do not tell a teacher from guessing
 # One at a time, a network answers to 1e-6 what it answered in a batch; half-precision convolutions of a GPU to 1e-3.
-# What was labelled in bf16 is asked about in fp32 too.
-TEACHER_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+TEACHER_TOLERANCE = 1e-3
+BF16_TOLERANCE = 0.1  # of what was labelled in bf16: it is asked about in fp32 too
 
 
 class Report:
@@ -473,7 +473,8 @@ def _teachers(
         answers += answer * (asked[:, k] / asked.sum(1))[:, None]
     difference = float(np.abs(answers - stored).max())
     told = f"{len(rows)} views answered again, largest difference {difference:.1e}"
-    if not difference <= TEACHER_TOLERANCE[cache.manifest["settings"].get("label_precision", "fp32")]:
+    labelled_in = cache.manifest["settings"].get("label_precision")
+    if not difference <= (BF16_TOLERANCE if labelled_in == "bf16" else TEACHER_TOLERANCE):
         findings.append(told)
     report.add("teacher", findings, told)
 
