@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 # OpenCV takes pictures of twelve times as many pixels by default; read when its library is loaded.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(89_478_485))
+# Their makers are told about every use by default: onnxruntime's since 1.29, MLflow's since 3.2. Read then, too.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 if TYPE_CHECKING:
     from efficientface.pipeline.recognise import Face as Face

@@ -1,7 +1,10 @@
 """Asks an exported student about aligned faces with onnxruntime alone: python onnx_only.py student.onnx FACE..."""
 
 import json
+import os
 import sys
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it tells its maker about every use otherwise; read at its import
 
 import numpy as np
 import onnxruntime

@@ -49,6 +49,6 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     result = CliRunner().invoke(cli, ["cache", "issues", str(tmp_path)])
     assert (result.exit_code, result.stderr) == (
         1,
-        f"Error: {tmp_path}/part.parquet: No space left on device; what was finished is kept, the same command goes on "
-        "from there\n",
+        f"Error: {tmp_path}/part.parquet: No space left on device; make room there (df -h, df -i); "
+        "what was finished is kept, the same command goes on from there\n",
     )

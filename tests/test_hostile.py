@@ -312,3 +312,18 @@ def test_no_command_connects_to_anything(tmp_path, monkeypatch):
         result = fer(*words)
         assert result.exit_code == 0, (words, result.output)
     assert "x.tar" in refused("import", tmp_path / "x.tar", tmp_path / "out")
+
+
+def test_onnxruntime_tells_its_maker_nothing(tmp_path):
+    """Python's sockets do not see its own, but what it would send it first keeps in these folders."""
+    session = "from retinaface.weights import WEIGHTS; onnxruntime.InferenceSession(WEIGHTS)"
+    code = f"import efficientface, onnxruntime; {session}"
+    places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "TMPDIR"), str(tmp_path))
+    env = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    subprocess.run([sys.executable, "-c", code], env=env | places, check=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mlflow_tells_its_maker_nothing():
+    telemetry = pytest.importorskip("mlflow.telemetry.utils")
+    assert telemetry.is_telemetry_disabled()

@@ -443,7 +443,7 @@ def test_added_views_are_those_that_more_views_would_have_had_from_the_start(run
     assert {"--seed", "--checkpoint"} <= set(refused.stderr.replace(",", " ").split())
 
 
-@pytest.mark.parametrize("step", ["write_shard", "read_shards", "write_manifest", "clear"])
+@pytest.mark.parametrize("step", ["write_shard", "read_back", "write_manifest", "clear"])
 def test_adding_views_may_be_killed_anywhere(run, monkeypatch, step):
     before, real, calls = cached(run / "distributions"), getattr(label, step), []
 

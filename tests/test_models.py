@@ -293,7 +293,9 @@ def test_the_baseline_is_shufflenet():
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        torch.testing.assert_close(ours(images), theirs(images))
+        expected = theirs(images)
+        # in another order of memory the same sums are rounded otherwise
+        torch.testing.assert_close(ours(images), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("modulation", ["multiply", "add"])

@@ -147,7 +147,7 @@ def test_a_flipped_byte_of_any_file_is_found(run):
     for name in ("teacher/fold-0", "teacher/fold-1", "distributions-oof", "students/sll"):
         shutil.rmtree(run / name)
     tried, unfound = missed(run.parent, 0)
-    assert tried > 100
+    assert tried > 90
     assert unfound == []
 
 
