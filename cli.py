@@ -178,7 +178,9 @@ FULL_GPU = r"CUDA error: out of memory|CU\w+_STATUS_ALLOC_FAILED"
 
 def starved(error: Exception, command: click.Command | None) -> str | None:
     """What the system or the machine did not give, as a sentence; None if the error is not of that kind."""
-    if isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.ENOMEM):  # a pipe's end click knows
+    if isinstance(error, BrokenPipeError):  # click knows what to do about it
+        return None
+    if isinstance(error, OSError) and error.errno != errno.ENOMEM:
         named = isinstance(error.filename, str | bytes | os.PathLike)
         where = printable(os.fsdecode(error.filename)) if named else "the output"
         then = [REMEDIES[error.errno]] if error.errno in REMEDIES else []
@@ -249,7 +251,12 @@ def training_settings(config: type[TrainConfig]) -> Callable[[Command], Command]
         setting(config, "choose_on", "Split that picks the best epoch; the paper's authors pick it on test."),
         setting(config, "device", "Where to compute: cpu, cuda, cuda:1 ..."),
         setting(config, "precision", "Of training, by autocast.", type=click.Choice(["fp32", "bf16", "fp16"])),
-        setting(config, "compile", "Train by torch.compile: minutes to begin, then faster steps.", is_flag=True),
+        setting(
+            config,
+            "compile",
+            "By torch.compile: minutes to begin, then perhaps faster on a GPU.",
+            is_flag=True,
+        ),
         setting(config, "workers", "Threads that decode and crop; 0 is one a core."),
     ]
 

@@ -90,6 +90,12 @@ def are_numbers(value: Any, count: int) -> bool:
     return isinstance(value, list) and len(value) == count and all(type(v) in (int, float) for v in value)
 
 
+def refuse_shortage(error: Exception) -> None:
+    """A MemoryError again, if it is memory that is short and not the file that claims too much."""
+    if isinstance(error, MemoryError):
+        bytearray(LARGEST_PHOTO // 2)  # raises it
+
+
 # --- Parquet ---------------------------------------------------------------------------------------------------
 
 
@@ -107,6 +113,7 @@ def parquet_file(path: Path) -> Iterator["pq.ParquetFile"]:
     except FerError:
         raise
     except (*DAMAGE, pa.ArrowException) as error:
+        refuse_shortage(error)
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error

@@ -277,6 +277,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
                 )
             yield file
     except DAMAGE as error:
+        untrusted.refuse_shortage(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FerError(f"{path} cannot be read as HDF5 ({reason}); restore it, or make it again") from error
 

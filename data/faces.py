@@ -82,7 +82,9 @@ def decode_face(data: bytes | pa.Buffer) -> np.ndarray:
     """A stored face (JPEG or PNG) as (H, W, 3) uint8 RGB."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:  # nothing at all, or more pixels than it takes
+    except cv2.error as error:  # nothing at all, or more pixels than it takes
+        if "Insufficient memory" in str(error):
+            raise
         image = None
     if image is None:
         raise FerError("a stored face cannot be decoded; run fer verify, then fer align again")

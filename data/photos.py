@@ -114,8 +114,7 @@ def decode_photo(data: bytes) -> np.ndarray:
         truncated = "truncated" in str(error).lower()
         raise Unreadable("truncated" if truncated else f"damaged ({error})") from error
     except _DAMAGED as error:
-        if isinstance(error, MemoryError):
-            np.empty(3 * MAX_PIXELS, np.uint8)  # a MemoryError again, if memory is short and not the file bad
+        untrusted.refuse_shortage(error)
         raise Unreadable(f"damaged ({error})") from error
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 

@@ -1,5 +1,6 @@
 """Photographs that lie elsewhere: any address that fsspec knows, s3:// and gs:// among them (extra `cluster`)."""
 
+import errno
 import logging
 import re
 import tempfile
@@ -27,13 +28,15 @@ def talking_to(address: str) -> Iterator[None]:
     """FerError for whatever a storage's own package raises: each has errors of its own."""
     try:
         yield
-    except (FerError, Unreadable):
+    except (FerError, Unreadable, MemoryError):
         raise
     except ImportError as error:
         raise FerError(
             f"{address} needs a package that is missing ({error}); pip install 'efficientface[cluster]'"
         ) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise  # of the local copy
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise FerError(
             f"{address} cannot be used ({reason}); check the address, and the credentials in the environment"

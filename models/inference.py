@@ -26,7 +26,11 @@ def for_inference(model: nn.Module, size: int, scripted: bool) -> nn.Module:
     try:
         quick = script(model.to(memory_format=torch.channels_last), images[:1]) if scripted else fuse(model)
         difference = float((probabilities(quick, images) - probabilities(model, images)).abs().max())
+    except MemoryError:
+        raise
     except Exception as error:  # networks of many authors, which may do anything
+        if "DefaultCPUAllocator" in str(error):  # torch's word for full memory
+            raise
         log.info("%s is asked as it is, torch cannot make it faster (%s)", name, str(error).partition("\n")[0])
         return model
     if not difference <= AGREEMENT:

@@ -233,7 +233,7 @@ def refuse_other(folder: Path, settings: dict[str, Any], source: str, plan: dict
         name = differ[0]
         reason = f"with {name} {settings.get(name)}, not {plan['settings'][name]}"
     elif source != plan["source"]:
-        reason = "from other photographs or labels"
+        reason = "from other photographs, labels or boxes of faces"
     else:
         return
     raise FerError(f"{folder} was made {reason}; choose another run folder, or start over with --replace")
@@ -645,7 +645,8 @@ def pixel_sums(image: np.ndarray) -> np.ndarray:
     channels = cv2.split(image)
     # whole numbers up to 2 ** 53, which OpenCV adds in doubles
     sums, squares = cv2.sumElems(image)[:3], [cv2.norm(channel, cv2.NORM_L2SQR) for channel in channels]
-    return np.array([[channel.size for channel in channels], sums, squares]).astype(np.int64)
+    # the latter is the square of a root, and so a hair beside its whole number now and then
+    return np.rint([[channel.size for channel in channels], sums, squares]).astype(np.int64)
 
 
 def mean_and_std(sums: np.ndarray) -> tuple[list[float], list[float]]:

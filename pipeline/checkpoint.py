@@ -6,15 +6,12 @@ Weights are safetensors, the rest is JSON: nothing here unpickles.
 import hashlib
 import json
 import logging
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from efficientface import FerError, untrusted
@@ -76,14 +73,11 @@ def finish_model(
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write contiguous tensors as safetensors; OSError where the disk does not take them."""
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        if refused := re.search(r"os error (\d+)", str(error)):
-            number = int(refused[1])
-            raise OSError(number, os.strerror(number), str(path)) from error
-        raise
+    """Write contiguous tensors as safetensors; OSError where the disk does not take them.
+
+    By way of memory: the library's own writer leaves a temporary file of its own beside `path` when it is killed.
+    """
+    path.write_bytes(save(tensors, metadata))
 
 
 def load_model(folder: Path, kind: str | None = None) -> tuple[nn.Module, dict[str, Any]]:

@@ -61,6 +61,7 @@ def run(
     }
     told: dict[str, Any] = {"model": str(out), "kind": kind, "arch": arch, **options, "dataset": dataset, "size": SIZE}
     told |= {"classes": f"{count:,} people" if kind == "identities" else ", ".join(names), "mean": mean, "std": std}
+    out = Path(os.path.abspath(out))  # `.` has no name to be replaced by
     if is_finished(out):
         if read_manifest(out, kind)["settings"] != settings:
             raise FerError(f"{out} is finished and no import of {file} with these options; give another folder")

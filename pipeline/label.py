@@ -175,7 +175,7 @@ def cache_distributions(
         "seed": config.seed,
         "min_area": config.min_area,
         "label_batch": config.label_batch,
-        "label_precision": config.label_precision,
+        "label_precision": config.label_precision if folders else "fp32",
         "shard_faces": config.shard_faces,
     }
     made_from = {"faces": reference_to(inputs.folder, out), **teacher_references(folders, out)}
@@ -187,7 +187,7 @@ def cache_distributions(
         teachers = load_teachers(folders, inputs.faces.classes, config)
         judged = {"teacher": {**teachers.described(), **check_teacher(teachers, inputs, config.choose_on)}}
         if config.label_precision != "fp32":
-            judged["against_fp32"] = against_fp32(teachers, inputs)
+            judged["against_fp32"] = against_fp32(teachers, inputs, fold)
     known = said_without_teacher(inputs.faces, weights)
     sayable = np.isfinite(known).all(1)
     plan = {
@@ -425,7 +425,8 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
     weights = parse_source(settings["source"])
     before = manifest["facts"]["views"]
     numbers = range(before, before + more)
-    as_before = {name: settings[name] for name in ("label_batch", "label_precision") if name in settings}
+    known = ("label_batch", "label_precision")
+    as_before = {"label_precision": "fp32"} | {name: settings[name] for name in known if name in settings}
     teachers = load_teachers(folders, inputs.faces.classes, replace(config, **as_before))
     made = out / ADDING / f"{before + more}"
     names = [f"part-{k:05d}-views-{before + more}.parquet" for k in range(len(cache.shards))]
@@ -666,10 +667,11 @@ def check_teacher(teachers: "Teachers", inputs: Inputs, split: str) -> dict[str,
     raise FerError(f"{message}; train it longer (--epochs), at a larger --size or with another --lr")
 
 
-def against_fp32(teachers: "Teachers", inputs: Inputs) -> dict[str, Any]:
+def against_fp32(teachers: "Teachers", inputs: Inputs, fold: np.ndarray | None) -> dict[str, Any]:
     """How far the teachers' answers are from those in fp32, told and returned: of COMPARED whole faces at most."""
-    faces = inputs.faces.select(np.arange(0, len(inputs.faces), -(-len(inputs.faces) // COMPARED)))
-    about = faces, *canonical(len(faces), inputs.facts["crop"]), np.full(len(faces), UNSEEN, np.int8)
+    rows = np.arange(0, len(inputs.faces), -(-len(inputs.faces) // COMPARED))
+    faces, seen_by = inputs.faces.select(rows), np.full(len(rows), UNSEEN, np.int8) if fold is None else fold[rows]
+    about = faces, *canonical(len(faces), inputs.facts["crop"]), seen_by
     answers, exact = (asked.ask(*about)[:, 0] for asked in (teachers, replace(teachers, precision="fp32")))
     found = {
         "faces": len(faces),

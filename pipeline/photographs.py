@@ -61,7 +61,7 @@ def read_inputs(paths: dict[str, Path | str], config: AlignConfig) -> Inputs:
     inputs = Inputs(sources, ordered(dict.fromkeys(c for read in sources.values() for c in read.classes)), [], [])
     for name, read in sources.items():
         rows, carved = assign_splits(read.rows, config.val_from_train, config.seed)
-        inputs.photos.extend(photos_of(name, rows, read, inputs.classes))
+        inputs.photos.extend(photos_of(name, rows, read, inputs.classes, boxes=not config.aligned))
         inputs.notes.extend(f"{name}: {note}" if name else note for note in (*read.notes, *carved))
     return inputs
 
@@ -104,7 +104,7 @@ def layouts_of(layout: str | None, names: Iterable[str]) -> dict[str, str | None
     return layouts
 
 
-def photos_of(source: str, rows: pd.DataFrame, read: Source, classes: tuple[str, ...]) -> list[Photo]:
+def photos_of(source: str, rows: pd.DataFrame, read: Source, classes: tuple[str, ...], boxes: bool) -> list[Photo]:
     """A source's rows with labels as numbers, and votes in the order, of the classes of all sources."""
     places = [classes.index(name) for name in read.classes]
     number = dict(zip(read.classes, places, strict=True))
@@ -124,7 +124,7 @@ def photos_of(source: str, rows: pd.DataFrame, read: Source, classes: tuple[str,
         }
         if votes is None and row.votes_other is None:
             inherited = alike.setdefault(tuple(inherited[name] for name in ("split", "label", "group")), inherited)
-        photos.append(Photo(source, row.file, read.photos.mark(row.file), inherited, row.box))
+        photos.append(Photo(source, row.file, read.photos.mark(row.file), inherited, row.box if boxes else None))
     return photos
 
 

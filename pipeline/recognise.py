@@ -1,6 +1,7 @@
 """What a finished model says about the faces in any photograph: the Python API, and `fer predict`."""
 
 import csv
+import errno
 import fcntl
 import json
 import logging
@@ -339,6 +340,10 @@ class Journal:
                 held = os.fstat(file.fileno()).st_nlink > 0
             except BlockingIOError:
                 held = False
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                    raise
+                held = True  # a network's disk without locks
             if not held:
                 raise FerError(f"another fer predict is writing {self.out}; wait for it, or give another --out")
             yield

@@ -182,9 +182,13 @@ def read_result(path: Path) -> dict[str, Any]:
     except FerError as error:
         raise FerError(f"{printable(path.parent)}: {error}") from error
     try:
-        fits = isinstance(result["split"], str) and {"count", "images", "classes", "subsets", "seeds"} <= result.keys()
+        fits = isinstance(result["split"], str) and {"count", "images", "classes", "seeds"} <= result.keys()
+        comparison = result.get("comparison") or {"subsets": {}}
+        of_parts = [result["subsets"], result.get("pictures", {}), comparison["subsets"]]
+        fits &= all(isinstance(part, dict) for part in of_parts)
         for model in result["models"].values():
-            fits &= {*SCORES, "all_images", "subsets", "trained_on_other_faces"} <= model.keys()
+            fits &= {*SCORES, "all_images", "trained_on_other_faces"} <= model.keys()
+            fits &= isinstance(model["subsets"], dict)
             fits &= all(isinstance(model[name], int | float) for name in NUMBERS)
     except (KeyError, TypeError, AttributeError):
         fits = False

@@ -93,7 +93,7 @@ def fit(
     lines: list[dict[str, Any]] = []
     if checkpoint.path.exists():
         stored = checkpoint.progress()
-        if stored["settings"] != settings:
+        if {**settings, **stored["settings"]} != settings:  # of what earlier code did not have, all are as they were
             raise _other_settings(checkpoint.path, stored["settings"], settings)
         best, lines = checkpoint.load(model, optimizer), stored["lines"]
         if scaler.is_enabled():

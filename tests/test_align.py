@@ -97,10 +97,9 @@ def test_every_photograph_has_a_row_that_says_what_became_of_it(aligned):
 
 
 def test_sums_of_pixels_are_exact():
-    for image in (
-        np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8),
-        np.full((1500, 1500, 3), 255, np.uint8),
-    ):
+    rng = np.random.default_rng(0)
+    small = [rng.integers(200, 256, (*rng.integers(1, 40, 2), 3), np.uint8) for _ in range(300)]
+    for image in (*small, np.full((1500, 1500, 3), 255, np.uint8)):
         wide = image.reshape(-1, 3).astype(np.int64)
         assert align.pixel_sums(image).tolist() == [[len(wide)] * 3, wide.sum(0).tolist(), (wide**2).sum(0).tolist()]
 
@@ -331,7 +330,7 @@ def test_other_photographs_are_refused_and_replaced_on_demand(source, tmp_path):
     shutil.copytree(source, photos)
     align.run(photos, run, CONFIG)
     (photos / "train/happy/1.jpg").unlink()
-    with pytest.raises(FerError, match="from other photographs or labels; choose another run folder"):
+    with pytest.raises(FerError, match="from other photographs, labels or boxes of faces; choose another run folder"):
         align.run(photos, run, CONFIG)
     summary = align.run(photos, run, AlignConfig(crop=64), replace=True)
     assert summary["images"] == 6

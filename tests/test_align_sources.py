@@ -92,7 +92,7 @@ def test_joined_sources_are_not_aligned_twice_and_others_are_refused(raf, voted,
     again = align.run({"raf-db": raf, "mine": voted}, tmp_path / "run", AS_GIVEN)
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     for others in ({"raf-db": raf}, {"mine": voted, "raf-db": raf}, {"raf": raf, "mine": voted}, voted):
-        with pytest.raises(FerError, match="was made from other photographs or labels"):
+        with pytest.raises(FerError, match="was made from other photographs, labels or boxes"):
             align.run(others, tmp_path / "run", AS_GIVEN)
 
 
@@ -190,7 +190,7 @@ def test_fer2013_is_aligned_from_its_table(tmp_path):
     align.run(tmp_path, tmp_path / "run", AS_GIVEN)
     rows[3] = rows[3].replace(" ", " 7 ", 1).rsplit(" ", 1)[0] + ",PrivateTest"
     write(tmp_path / "fer2013.csv", "\n".join(["emotion,pixels,Usage", *rows, "0,1 2 3,Training"]) + "\n")
-    with pytest.raises(FerError, match="from other photographs or labels"):
+    with pytest.raises(FerError, match="from other photographs, labels or boxes"):
         align.run(tmp_path, tmp_path / "run", AS_GIVEN)
 
 

@@ -274,7 +274,7 @@ def test_compile_trains_what_is_trained_without(run, monkeypatch):
         json.loads((run / "students" / name / "metrics.jsonl").read_text().splitlines()[0])
         for name in ("plain", "compiled")
     ]
-    assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=1e-3)
+    assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=0.02)  # other sums, over an epoch
 
 
 def benchmark(monkeypatch, *options):

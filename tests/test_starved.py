@@ -18,8 +18,9 @@ from test_evaluate import write_model
 from test_stopped import GOES_ON, SMOOTHED, fer, leftovers
 from test_teach_distill import DISTILL
 
+from efficientface import untrusted
 from efficientface.cache.parquet import read_shards
-from efficientface.cli import FerGroup
+from efficientface.cli import FerGroup, starved
 from efficientface.data import drawn, photos
 from efficientface.pipeline import artifact, checkpoint, label, train
 from efficientface.pipeline.artifact import MANIFEST
@@ -178,6 +179,11 @@ def test_a_photograph_is_not_called_damaged_where_memory_is_short(monkeypatch):
     monkeypatch.setattr(photos, "_pixels", short)
     with pytest.raises(photos.Unreadable, match="damaged"):
         photos.decode_photo(picture)
-    monkeypatch.setattr(photos.np, "empty", short)
+    monkeypatch.setattr(untrusted, "LARGEST_PHOTO", 2**60)  # more than there is
     with pytest.raises(MemoryError):
         photos.decode_photo(picture)
+
+
+def test_a_reader_that_closes_the_pipe_is_no_shortage():
+    """`fer status | head` ends as programs do there, which click sees to."""
+    assert starved(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)), None) is None
