@@ -2,12 +2,13 @@
 
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import timing
 
 
 def serve(work: Callable[[], dict[str, Any]]) -> None:
@@ -58,5 +59,4 @@ def take_turns(names: Sequence[str], rounds: int, *given: str) -> dict[str, list
 
 def ratios(slow: list[dict[str, Any]], fast: list[dict[str, Any]], what: str) -> str:
     """How many times less of `what` the fast one took: the median of the pairs and, in brackets, their range."""
-    pairs = sorted(a[what] / b[what] for a, b in zip(slow, fast, strict=True))
-    return f"{statistics.median(pairs):.2f} ({pairs[0]:.2f} to {pairs[-1]:.2f})"
+    return timing.ratios(*([told[what] for told in rival] for rival in (slow, fast)))
