@@ -408,9 +408,18 @@ def as_shard(
 def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict[str, Any]:
     """Ask the teachers of a finished cache about `more` further views of every face; what is there stays as it is.
 
-    Killed at any moment, the cache is the old one or the new one; finished shards are not made again.
+    Killed at any moment, the cache is the old one or the new one; finished shards are not made again. Killed when all
+    but the clearing up was done, the next call does only that.
     """
     manifest = read_manifest(out, "distributions")
+    added = (out / ADDING / str(manifest["facts"]["views"])).is_dir()
+    meet()
+    if added:
+        if leads():
+            clear(out, manifest)
+            shutil.rmtree(out / ADDING)
+        meet()
+        return summary(manifest, out)
     settings, made_from = manifest["settings"], manifest["made_from"]
     cache = open_cache(out)
     if cache.hdf5 is not None:

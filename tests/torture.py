@@ -44,7 +44,7 @@ from rich.table import Table
 from efficientface import FerError
 from efficientface.cli import FerGroup
 from efficientface.data.drawn import write_photos
-from efficientface.pipeline import align, caches, distill, teach
+from efficientface.pipeline import align, caches, distill, label, teach
 from efficientface.pipeline.artifact import MANIFEST, check_files, read_manifest
 from efficientface.pipeline.checkpoint import CHECKPOINT, METRICS
 from efficientface.pipeline.config import AlignConfig, DistillConfig, TeachConfig
@@ -63,12 +63,19 @@ class Stage(NamedTuple):
     action: Callable[[Path], Any]
 
 
+def add_views(run: Path) -> None:
+    """More views, unless they are there: the same command would add others, so that one looks at `fer status` first."""
+    done = read_manifest(run / "distributions", "distributions")["facts"]["views"] > TEACH.views
+    if not done or (run / "distributions" / label.ADDING).exists():
+        teach.run(run, TEACH, (), 2)
+
+
 STAGES = {
     "align": Stage("", lambda run: align.run(run / "photos", run, ALIGN)),
     "align --replace": Stage("align", lambda run: align.run(run / "photos", run, replace(ALIGN, seed=1), replace=True)),
     "teach": Stage("align", lambda run: teach.run(run, TEACH)),
     "teach --format hdf5": Stage("teach", lambda run: teach.run(run, replace(TEACH, format="hdf5", cache="one"))),
-    "teach --add-views": Stage("teach", lambda run: teach.run(run, TEACH, (), 2)),
+    "teach --add-views": Stage("teach", add_views),
     "distill": Stage("teach", lambda run: distill.run(run, DISTILL)),
     "cache convert": Stage("teach", lambda run: caches.convert(run / "distributions", run / "whole.h5")),
     "cache convert, back": Stage("cache convert", lambda run: caches.convert(run / "whole.h5", run / "back")),
