@@ -308,6 +308,7 @@ def until(found, seconds=120):
 def test_the_cameras_window_shows_bars_and_closes(screen, model, tmp_path, ways):
     """With a video file as the device; closed by a key, its button or Ctrl-C, one after the other in one process."""
     from Xlib import XK, X, protocol
+    from Xlib.error import BadDrawable, BadMatch, BadWindow
     from Xlib.ext import xtest
 
     device = film(tmp_path / "long.mp4", [drawn(1)] * FRAMES, "mp4v")
@@ -325,6 +326,12 @@ def test_the_cameras_window_shows_bars_and_closes(screen, model, tmp_path, ways)
 
     def shown():
         """The window once it has the bars in it: they are in the first face's blue."""
+        try:
+            return with_bars()
+        except (BadWindow, BadDrawable, BadMatch):  # it went, or went out of sight, while it was looked at
+            return None
+
+    def with_bars():
         for window in root.query_tree().children:
             if window.get_wm_name() == f"fer predict camera:{device}" and window.get_attributes().map_state:
                 size = window.get_geometry()
