@@ -434,8 +434,8 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
     weights = parse_source(settings["source"])
     before = manifest["facts"]["views"]
     numbers = range(before, before + more)
-    known = ("label_batch", "label_precision")
-    as_before = {"label_precision": "fp32"} | {name: settings[name] for name in known if name in settings}
+    stored = {name: settings[name] for name in ("label_batch", "label_precision") if name in settings}
+    as_before = {"label_precision": "fp32"} | stored
     teachers = load_teachers(folders, inputs.faces.classes, replace(config, **as_before))
     made = out / ADDING / f"{before + more}"
     names = [f"part-{k:05d}-views-{before + more}.parquet" for k in range(len(cache.shards))]
