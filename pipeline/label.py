@@ -182,10 +182,12 @@ def cache_distributions(
     if is_finished(out):
         return cached_before(out, made_from, settings, config)
 
-    teachers, judged = None, {}
+    teachers: Teachers | None = None
+    judged: dict[str, Any] = {}
     if folders:
         teachers = load_teachers(folders, inputs.faces.classes, config)
         judged = {"teacher": {**teachers.described(), **check_teacher(teachers, inputs, config.choose_on)}}
+        judged["device"] = torch.device(config.device).type
         if config.label_precision != "fp32":
             judged["against_fp32"] = against_fp32(teachers, inputs, fold)
     known = said_without_teacher(inputs.faces, weights)
@@ -471,6 +473,8 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
         told = {name: manifest[name] for name in ("classes", "made_from")}
         told["settings"] = {**settings, "views": before + more}
         told["facts"] = {**manifest["facts"], "views": before + more}
+        if (device := torch.device(config.device).type) != "cpu":
+            told["facts"]["device"] = device
         clear(out, write_manifest(out, "distributions", files=names, **told))
         shutil.rmtree(out / ADDING)
     meet()

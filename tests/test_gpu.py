@@ -266,15 +266,16 @@ def test_where_nothing_compiles_a_sentence_says_so(run, monkeypatch):
 
 @pytest.mark.slow
 def test_compile_trains_what_is_trained_without(run, monkeypatch):
-    distill.run(run, replace(SLL, name="plain"))
-    interrupted(run, replace(SLL, name="compiled", compile=True), monkeypatch)
+    one_step = replace(SLL, batch_size=100)  # an epoch is a step: later ones begin with weights rounded otherwise
+    distill.run(run, replace(one_step, name="plain"))
+    interrupted(run, replace(one_step, name="compiled", compile=True), monkeypatch)
     plain, compiled = weights(run, "plain"), weights(run, "compiled")
     assert plain.keys() == compiled.keys()
     first = [
         json.loads((run / "students" / name / "metrics.jsonl").read_text().splitlines()[0])
         for name in ("plain", "compiled")
     ]
-    assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=0.02)  # other sums, over an epoch
+    assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=1e-3)
 
 
 def benchmark(monkeypatch, *options):

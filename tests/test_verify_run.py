@@ -144,10 +144,10 @@ def test_a_flipped_byte_of_any_file_is_found(run):
         *("part-00001.parquet", "distributions.h5", "duplicates.csv", "test.json", "confusion-ldl-test.png"),
     } <= names
     # what is there twice costs time and tells nothing
-    for name in ("teacher/fold-0", "teacher/fold-1", "distributions-oof", "students/sll"):
+    for name in ("teacher/fold-0", "teacher/fold-1", "distributions-oof"):
         shutil.rmtree(run / name)
     tried, unfound = missed(run.parent, 0)
-    assert tried > 90
+    assert tried > 100
     assert unfound == []
 
 
