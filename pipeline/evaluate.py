@@ -132,7 +132,7 @@ def with_others(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, model in earlier["models"].items():
         folder = path.parent / str(model.get("path"))
-        if name not in result["models"] and is_whole(folder) and digest_of(folder) == model["manifest"]:
+        if name not in result["models"] and is_sound(folder) and digest_of(folder) == model["manifest"]:
             kept[name] = model
     if not kept:
         return result
@@ -147,9 +147,8 @@ def with_others(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     drawn = {f"confusion-{in_file(name)}-{path.stem}.png" for name in kept}
     merged = {**result, "subsets": subsets | result["subsets"], "models": models}
     merged["seeds"] = over_seeds(models, manifests)
-    merged["pictures"] = {name: d for name, d in earlier.get("pictures", {}).items() if name in drawn} | result[
-        "pictures"
-    ]
+    before = {name: digest for name, digest in earlier.get("pictures", {}).items() if name in drawn}
+    merged["pictures"] = before | result["pictures"]
     told = earlier.get("comparison")
     if told and "comparison" not in result:
         was, now = (
@@ -160,7 +159,7 @@ def with_others(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def is_whole(folder: Path) -> bool:
+def is_sound(folder: Path) -> bool:
     """Whether a model is there whose manifest is as it was signed."""
     try:
         return is_finished(folder) and bool(read_manifest(folder, kind_of_model(folder)))
