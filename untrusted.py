@@ -36,6 +36,10 @@ TENSORS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|sparse_tensor|parameter)|torch \w+Storage"
     r"|torch\.serialization _get_layout|torch Size"
 )
+# What the authors' training script keeps beside the weights: its recorder, of NumPy arrays. Never made, passed over.
+PASSED_OVER = re.compile(
+    r"__main__ RecorderMeter|numpy (ndarray|dtype)|numpy\.(_core|core)\.multiarray (_reconstruct|scalar)|_codecs encode"
+)
 
 
 def printable(text: Any) -> str:
@@ -166,23 +170,42 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 def read_pickled_tensors(path: Path) -> Any:
     """What torch.save wrote, if that is nothing but tensors and plain values in lists and dicts; CPU.
 
-    The pickle is looked through before torch sees it: by itself its `weights_only` makes a bytearray of any size.
+    In place of what is PASSED_OVER there is a `PassedOver`. The pickle is looked through before torch sees it: by
+    itself its `weights_only` makes a bytearray of any size.
     """
     import torch
 
     try:
-        _look_through(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        passed: list[Any] = [(PassedOver, name) for name in sorted(_look_through(path))]
+        with torch.serialization.safe_globals(passed):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except ValueError:
         raise
     except Exception as error:  # whatever zipfile, pickletools and torch make of a file that is none, or a hostile one
         raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
 
 
-def _look_through(path: Path) -> None:
-    """ValueError if a file of torch.save is compressed, or names anything but what tensors are made of."""
+class PassedOver:
+    """Stands in for an object that is not read: takes whatever it would be made from, and keeps nothing."""
+
+    def __new__(cls, *_: Any) -> "PassedOver":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _look_through(path: Path) -> set[str]:
+    """The names of what is to be passed over in a file of torch.save.
+
+    ValueError if it is compressed, or names anything else besides what tensors are made of.
+    """
     import zipfile
 
+    passed: set[str] = set()
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if zipfile.is_zipfile(file):
@@ -196,22 +219,27 @@ def _look_through(path: Path) -> None:
                     raise ValueError("damaged")
                 for entry in entries:
                     if entry.filename.rpartition("/")[2] == "data.pkl":
-                        _refuse_objects(io.BytesIO(archive.read(entry)))
+                        passed |= _refuse_objects(io.BytesIO(archive.read(entry)))
         else:
             file.seek(0)
             for _ in range(5):  # before torch 1.6: magic number, version, system, content, names of the tensors
-                _refuse_objects(file)
+                passed |= _refuse_objects(file)
+    return passed
 
 
-def _refuse_objects(pickled: Any) -> None:
-    """ValueError if a pickle names anything but what tensors are made of."""
+def _refuse_objects(pickled: Any) -> set[str]:
+    """The names of what is to be passed over in a pickle; ValueError for any other but what tensors are made of."""
     import pickletools
 
+    passed = set()
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name == "GLOBAL" and not TENSORS.fullmatch(str(argument)):
-            raise ForeignObject(str(argument).replace(" ", "."))
+            if not PASSED_OVER.fullmatch(str(argument)):
+                raise ForeignObject(str(argument).replace(" ", "."))
+            passed.add(str(argument).replace(" ", "."))
         if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
             raise ForeignObject(str(argument or opcode.name))
+    return passed
 
 
 class Compressed(ValueError):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -219,6 +220,31 @@ def test_nothing_but_tensors_is_read(student, tmp_path):
     assert refused(file, tmp_path / "out", *RAF_DB).startswith(f"{file} ")
     assert not Path("/tmp/it-ran").exists()
     assert not (tmp_path / "out").exists()
+
+
+class RecorderMeter:
+    """As in the authors' script: losses and accuracies of each epoch."""
+
+    def __init__(self):
+        self.total_epoch, self.epoch_losses, self.best = 100, np.zeros((100, 2), np.float32), np.float64(88.36)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_the_authors_recorder_is_passed_over(student, new, tmp_path, monkeypatch):
+    monkeypatch.setattr(RecorderMeter, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "RecorderMeter", RecorderMeter, raising=False)
+    content = {"epoch": 3, "state_dict": theirs(student), "best_acc": torch.tensor(88.36), "recorder": RecorderMeter()}
+    torch.save(content, tmp_path / "whole.tar", _use_new_zipfile_serialization=new)
+    with pytest.raises(pickle.UnpicklingError):  # torch alone refuses it
+        torch.load(tmp_path / "whole.tar", weights_only=True)
+    imported(tmp_path / "whole.tar", tmp_path / "out", *RAF_DB)
+    again = load_model(tmp_path / "out")[0].state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in student.state_dict().items())
+
+    torch.save({"state_dict": {"fc.bias": RecorderMeter()}}, tmp_path / "weights.tar")
+    assert refused(tmp_path / "weights.tar", tmp_path / "other", *RAF_DB).endswith(
+        "holds something else than a plain tensor of numbers as 'fc.bias'; it is no state dict"
+    )
 
 
 def damaged(file):
