@@ -108,4 +108,8 @@ CLASS_SETS = {
     "caer-s": Wanted(tuple(sorted(BASIC)), BASIC),
     "fer2013": Wanted(FER2013, BASIC),
     "ferplus": Wanted(FERPLUS, EXPRESSIONS),
+    # orders of other programs
+    "emotiefflib-8": Wanted(tuple(sorted(EXPRESSIONS)), EXPRESSIONS),
+    "py-feat": Wanted(("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral"), BASIC),
+    "apvit": Wanted(("anger", "disgust", "fear", "sadness", "happiness", "surprise", "neutral"), BASIC),
 }

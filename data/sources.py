@@ -4,10 +4,11 @@ What each data set looks like is in data/layouts/. Names of classes, missing lab
 published counts are dealt with here, for every layout.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Source:
     rows: pd.DataFrame
     notes: tuple[str, ...]  # sentences for the user: what was recognised, what was ignored
     address: str = ""  # of `root`, where that is not on this machine
+    file: str = ""  # in `root`, where that was asked for and not the whole folder
 
 
 def read_source(
@@ -81,7 +83,8 @@ def read_source(
     if layout is None:
         raise FerError(f"{path} is no table of photographs; give a .csv, .tsv or .parquet file, or a folder")
     listing = LAYOUTS[layout].reads(path, Asked(wanted, label_rule, aligned))
-    return _of_people(listing) if layout == "identities" else _source(listing, layout, wanted)
+    source = _of_people(listing) if layout == "identities" else _source(listing, layout, wanted)
+    return replace(source, file=os.path.relpath(path, source.root)) if path.is_file() else source
 
 
 def _of_people(listing: Listing) -> Source:
@@ -139,8 +142,8 @@ def _source(listing: Listing, layout: str, wanted: Wanted | None) -> Source:
         notes.append(f"Without a label: {images(unlabelled)} of {len(labels):,}.")
     notes.insert(0, f"Read {listing.where} as layout {layout}: {images(len(rows))}, {len(classes)} classes.")
     notes += listing.notes
-    if listing.published:
-        notes += _beside_published(listing.published, rows, classes)
+    if published := listing.published or _nearly_published(rows, classes):
+        notes += _beside_published(published, rows, classes)
     return Source(listing.root, layout, classes, listing.photos, rows, tuple(notes))
 
 
@@ -212,6 +215,18 @@ def _order_by_counts(listing: Listing) -> tuple[tuple[str | None, ...], list[str
             listing.published = published
             return known.order, [f"Numbered as {name}: so train has the published counts of {published.name}."]
     return (), []
+
+
+def _nearly_published(rows: pd.DataFrame, classes: tuple[str, ...]) -> Published | None:
+    """The data set of which these may be a copy: in train every class has its published count, to within a tenth."""
+    found = rows[rows["split"] == "train"]["label"].value_counts()
+    for published in PUBLISHED:
+        stated = published.labels.get("train", {})
+        if set(classes) <= stated.keys() and all(
+            abs(found.get(name, 0) - stated[name]) <= stated[name] / 10 for name in classes
+        ):
+            return published
+    return None
 
 
 def _beside_published(published: Published, rows: pd.DataFrame, classes: tuple[str, ...]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from small_sources import column, put, refusal, write
 
+from efficientface import FerError
 from efficientface.data.labels import AFFECTNET, CLASS_SETS, COMPOUND
 from efficientface.data.layouts import LAYOUTS
 from efficientface.data.layouts.ferplus import FERPLUS_COLUMNS
@@ -276,7 +277,8 @@ def test_numbers_outside_a_data_sets_order_are_refused(tmp_path):
     )
     assert refusal(tmp_path, classes=["rafdb"]) == (
         "--classes rafdb names no known classes; give names with commas, or one of raf-db, raf-db-compound, "
-        "raf-db-from-0, efficientface, affectnet-7, affectnet-8, caer-s, fer2013, ferplus"
+        "raf-db-from-0, efficientface, affectnet-7, affectnet-8, caer-s, fer2013, ferplus, emotiefflib-8, py-feat, "
+        "apvit"
     )
 
 
@@ -298,6 +300,15 @@ def test_the_published_counts_settle_the_order_of_numbers(tmp_path):
         "Not as published for RAF-DB: train 12,271; test 0, published 3,068 (happiness 0, published 1,185)."
     )
     assert source.rows["label"].value_counts().to_dict() == counts
+
+    # a copy that lacks one: its numbers need an order, and then it is told what is missing
+    table.drop(0).to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(FerError, match="the order of integer labels is unknown"):
+        read_source(tmp_path)
+    assert read_source(tmp_path, classes=["efficientface"]).notes[-1] == (
+        "Not as published for RAF-DB: train 12,270, published 12,271 (neutral 2,523, published 2,524); "
+        "test 0, published 3,068 (happiness 0, published 1,185)."
+    )
     table.iloc[1:].to_csv(tmp_path / "labels.csv", index=False)
     assert "the order of integer labels is unknown" in refusal(tmp_path)
 

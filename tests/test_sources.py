@@ -12,7 +12,10 @@ from efficientface.data.layouts.ferplus import FERPLUS_COLUMNS, ferplus_distribu
 from efficientface.data.sources import read_source
 from efficientface.data.splits import assign_splits
 
-ORDERS = "raf-db, raf-db-compound, raf-db-from-0, efficientface, affectnet-7, affectnet-8, caer-s, fer2013 or ferplus"
+ORDERS = (
+    "raf-db, raf-db-compound, raf-db-from-0, efficientface, affectnet-7, affectnet-8, caer-s, fer2013, ferplus, "
+    "emotiefflib-8, py-feat or apvit"
+)
 
 
 # --- class folders ---
@@ -483,8 +486,8 @@ def test_ferplus_by_majority(ferplus):
     assert source.notes == (
         f"Read {ferplus} as layout ferplus: 19 images, 8 classes.",
         "Without a label: 13 images of 19.",
-        "FER2013Train is train, by label.csv: the majority rule keeps 5 labels of 16.",
-        "FER2013Valid is val, by label.csv: the majority rule keeps 1 label of 3.",
+        "FER2013Train is train, by label.csv: the majority rule keeps 5 labels of 16, published 25,045.",
+        "FER2013Valid is val, by label.csv: the majority rule keeps 1 label of 3, published 3,191.",
         "FER2013Test is absent, so there is no test as published.",
         "Not as published for FER+: train 16, published 28,558; val 3, published 3,579; test 0, published 3,573.",
     )

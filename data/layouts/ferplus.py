@@ -9,7 +9,7 @@ from efficientface import FerError
 from efficientface.data.layouts.fer2013 import PixelRows, read_pixels
 from efficientface.data.layouts.files import images_below, located, plural
 from efficientface.data.layouts.listing import Asked, Listing
-from efficientface.data.layouts.published import FERPLUS
+from efficientface.data.layouts.published import FERPLUS, FERPLUS_MAJORITY
 from efficientface.data.layouts.tables import checked_paths, header_of, read_columns, read_csv, vote_counts
 
 # The release's own order; unknown and NF (not a face) close the ten columns.
@@ -101,7 +101,11 @@ def read_ferplus(path: Path, asked: Asked) -> Listing:
         splits += [split] * len(paths)
         votes.append(counts)
         kept = int((label >= 0).sum())
-        notes.append(f"{folder} is {split}, by {table.name}: {rule} keeps {plural(kept, 'label')} of {len(paths):,}.")
+        told = f"{folder} is {split}, by {table.name}: {rule} keeps {plural(kept, 'label')} of {len(paths):,}"
+        if rule == "the majority rule" and table.name == "label.csv":
+            stated = FERPLUS_MAJORITY[split]
+            told += ", as published" if kept == stated else f", published {stated:,}"
+        notes.append(f"{told}.")
         notes += table_notes + path_notes + found.notes(path / folder)
     for folder in FERPLUS_FOLDERS:
         if folder not in folders:

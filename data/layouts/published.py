@@ -44,6 +44,7 @@ FER_2013 = Published(
     },
 )
 FERPLUS = Published("FER+", images={"train": 28558, "val": 3579, "test": 3573})
+FERPLUS_MAJORITY = {"train": 25045, "val": 3191, "test": 3137}  # labelled faces by the majority rule, of label.csv
 FED_RO = Published("FED-RO", images={"test": 400})
 
 PUBLISHED = (RAF_DB_BASIC, RAF_DB_COMPOUND, AFFECTNET, CAER_S, FER_2013, FERPLUS, FED_RO)
