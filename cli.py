@@ -193,11 +193,12 @@ def starved(error: Exception, command: click.Command | None) -> str | None:
     if not on_gpu and not isinstance(error, MemoryError | OSError) and not re.search(FULL, reason):
         return None
     known = _by_name(command) if command is not None else {}
-    smaller = [f"--{name}" for name in ("batch-size", "label-batch", "size", "workers") if name in known]
-    if on_gpu:
-        smaller = [option for option in smaller if option != "--workers"]
     ways = ["free some", *(["give another --device"] if on_gpu and "device" in known else [])]
-    begin = [f"a smaller {' or '.join(smaller)} takes less"] if smaller else []
+    begin = ["a smaller --workers takes less"] if "workers" in known and not on_gpu else []
+    if smaller := [f"--{name}" for name in ("batch-size", "label-batch", "size") if name in known]:
+        begin.append(
+            f"a smaller {' or '.join(smaller)} {'does, too' if begin else 'takes less'}, where nothing is begun yet"
+        )
     where = "the GPU's memory" if on_gpu else "memory"
     reason = ". ".join(reason.split(". ")[:2])  # torch goes on about its settings
     return "; ".join([f"{where} is full ({reason})", " or ".join(ways), *begin, GOES_ON])
@@ -231,7 +232,8 @@ def training_settings(config: type[TrainConfig]) -> Callable[[Command], Command]
         setting(config, "momentum", "SGD's momentum."),
         setting(config, "weight_decay", "L2 penalty on all weights."),
         setting(config, "schedule", "How the learning rate falls.", type=click.Choice(["step", "onecycle"])),
-        setting(config, "lr_step", "Epochs between two tenfold cuts of --lr (step)."),
+        setting(config, "lr_step", "Epochs between two cuts of --lr (step)."),
+        setting(config, "lr_factor", "What a cut multiplies --lr by (step)."),
         setting(config, "min_area", "Smallest share of the face that a random crop keeps."),
         setting(
             config,
@@ -282,9 +284,14 @@ RECIPE = click.option(
 )
 
 
-def configured(config: type[TrainConfig], options: dict[str, Any], before: dict[str, Any] | None = None) -> Any:
-    """The settings that the options make: with preset or recipe, or settings from `before`, what was typed wins."""
-    given = {name: value for name, value in options.items() if name in _given()}
+def configured(
+    config: type[TrainConfig], options: dict[str, Any], before: dict[str, Any] | None = None, **fixed: Any
+) -> Any:
+    """The settings that the options make: with preset or recipe, or settings from `before`, what was typed wins.
+
+    `fixed` are those that the command has no option for.
+    """
+    given = {name: value for name, value in options.items() if name in _given()} | fixed
     if options["preset"] is not None or options["recipe"] is not None:
         return with_preset(config, **{"preset": None, **given})
     known = {name: value for name, value in (before or {}).items() if name in options}
@@ -711,7 +718,7 @@ def pretrain(run: Path, as_json: bool, **options: Any) -> None:
     "subsets",
     metavar="LIST",
     multiple=True,
-    help="Also judge a part of the split (repeatable): a list of file names, or pose:30, yaw or pitch from 30 degrees.",
+    help="Also judge a part of the split (repeatable): a list of file names, pose:30 (yaw or pitch), yaw:30.",
 )
 @click.option("--compare", nargs=2, metavar="A B", help="McNemar's test between two of the models, by name.")
 @click.option("--plots", type=PATH, metavar="DIR", help="Leave training curves and confusion matrices as PNG and SVG.")
@@ -766,6 +773,8 @@ def evaluate(
 )
 @click.option("--name", default="ablate", help="Students are called NAME-NETWORK-LOSS-SEED.", metavar="NAME")
 @click.option("--split", default="test", help="Split whose labelled faces are judged.")
+@PRESET
+@RECIPE
 @training_settings(DistillConfig)
 @output_options
 def ablate(
@@ -791,7 +800,8 @@ def ablate(
     from efficientface.pipeline import ablate as stage
 
     numbers = {option: _numbers(option, text) for option, text in (("--seeds", seeds), ("--tables", which))}
-    config = DistillConfig(name=name, **options)
+    # what is about single labels is for the students of single labels: the stage gives each what is its own
+    config = configured(DistillConfig, options, name=name, loss="sll")
     result = stage.run(run, config, numbers["--seeds"], numbers["--tables"], name, split, inits)
     _print(result, as_json, stage.tables, result.get("rows") if as_csv else None)
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from efficientface import FerError
+from efficientface.models import MODULATED
 from efficientface.pipeline import distill
 from efficientface.pipeline.artifact import make_folder, read_manifest, write_sealed
 from efficientface.pipeline.caches import open_cache
@@ -107,11 +108,19 @@ def run(
         result: dict[str, Any] = {}
         if leads():
             models = {cell: [one.name for one in learners[cell]] if cell in learners else [TEACHER] for cell in cells}
-            result = report(run, models, split, config.device) | {"seeds": list(seeds), "started": bool(starts)}
+            # the paper's were pre-trained, teacher and students
+            started = {"students": bool(starts), TEACHER: 2 in which and taught_from_another(run)}
+            result = report(run, models, split, config.device) | {"seeds": list(seeds), "started": started}
             folder = run / "ablation"
             make_folder(folder)
             write_sealed(folder / f"{name}-{split}.json", result)
     return result
+
+
+def taught_from_another(run: Path) -> bool:
+    """Whether RUN's teacher began with another model's weights, or is one from elsewhere."""
+    manifest = read_manifest(run / TEACHER, "teacher")
+    return "init" in manifest["made_from"] or bool(manifest["facts"].get("imported"))
 
 
 def started_from(inits: Sequence[Path]) -> dict[str, Path]:
@@ -127,8 +136,8 @@ def started_from(inits: Sequence[Path]) -> dict[str, Path]:
 def student(config: DistillConfig, name: str, cell: Cell, seed: int, starts: Mapping[str, Path]) -> DistillConfig:
     """The settings of a cell's student, NAME-ARCH-LOSS-SEED: `config`, but for what makes the cell.
 
-    What is about distributions is left out where single labels are learned. One that starts from another model is
-    called NAME-init-..., so that table 1 has its own.
+    What is about the other way of learning is left out, and the modulation where there is no modulator. One that starts
+    from another model is called NAME-init-..., so that table 1 has its own.
     """
     given: dict[str, Any] = {
         "arch": cell.arch,
@@ -146,6 +155,10 @@ def student(config: DistillConfig, name: str, cell: Cell, seed: int, starts: Map
             "unlabelled": False,
             "label_weight": 0.0,
         }
+    else:
+        given |= {"label_smoothing": 0.0, "class_weights": "none"}
+    if cell.arch not in MODULATED:
+        given["modulation"] = DistillConfig.modulation
     return replace(config, **given)
 
 
@@ -237,8 +250,10 @@ def accuracy_table(result: dict[str, Any], number: int) -> Table:
     seeds = f"mean over {len(result['seeds'])} seeds" if len(result["seeds"]) > 1 else f"seed {result['seeds'][0]}"
     caption = f"here: {result['count']:,} faces of {result['split']}, {seeds}, [95 % interval over faces]"
     if number == 2:
-        here = "ours started from other models too" if result["started"] else "ours were not"
-        caption += f"\nthe paper's networks of this table were pre-trained on MS-Celeb-1M, {here}"
+        here = {(True, True): "teacher and students", (True, False): "the teacher", (False, True): "the students"}
+        began = here.get((result["started"][TEACHER], result["started"]["students"]), "none")
+        caption += "\nthe paper's networks of this table were pre-trained on MS-Celeb-1M; "
+        caption += f"of ours, {began} began with other models"
     if any(line["chosen_on"] == result["split"] for line in of_table(result["rows"], number)):
         caption += f"\nbest epochs chosen on {result['split']} itself, so too good (as the authors chose theirs)"
     table = Table("method", title=TITLES[number], caption=Text(caption))

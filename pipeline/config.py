@@ -93,8 +93,9 @@ class TrainConfig:
     lr: float = 0.1  # belongs to equation (5)'s scale, which divides cross-entropy by the number of classes
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    schedule: str = "step"  # `step`: lr / 10 every lr_step epochs; `onecycle`: up in a quarter, down to nothing
+    schedule: str = "step"  # `step`: times lr_factor every lr_step epochs; `onecycle`: up in a quarter, down to nothing
     lr_step: int = 30
+    lr_factor: float = 0.1
     min_area: float = 0.08  # smallest share of the face that a random crop keeps; torchvision's default
     patience: int = 0  # stop after so many epochs without a better validation accuracy; 0: never
     choose_on: str = "val"  # the split that picks the best epoch; the authors pick it on `test`
@@ -129,6 +130,7 @@ class TrainConfig:
         _within("--min-area", self.min_area, 0.01, 1.0)
         _within("--lr", self.lr, 1e-12, 1e12)
         _within("--lr-step", self.lr_step, 1, 100_000)
+        _within("--lr-factor", self.lr_factor, 1e-6, 1.0)
         _within("--momentum", self.momentum, 0.0, 0.9999)
         _within("--weight-decay", self.weight_decay, 0.0, 1.0)
         _within("--patience", self.patience, 0, 100_000)

@@ -86,12 +86,12 @@ def curves(path: Path, trainings: Mapping[str, list[dict[str, Any]]]) -> None:
     with drawing(path, 10, 4 + 0.18 * (len(trainings) // 3)) as figure:
         loss, accuracy = figure.subplots(1, 2)
         for colour, lines in zip(colours, trainings.values(), strict=True):
-            epochs = [line["epoch"] + 1 for line in lines]
+            epochs = [line["epoch"] for line in lines]
             best = best_line(lines)
             loss.plot(epochs, [line["loss"] for line in lines], color=colour, linewidth=1.4)
             shares = [100 * line["val_accuracy"] for line in lines]
             accuracy.plot(epochs, shares, color=colour, linewidth=1.4)
-            accuracy.plot(best["epoch"] + 1, 100 * best["val_accuracy"], "o", color=colour, markersize=5)
+            accuracy.plot(best["epoch"], 100 * best["val_accuracy"], "o", color=colour, markersize=5)
         loss.set_ylabel("training loss, equation (5), nats")
         accuracy.set_ylabel("validation accuracy, % (dot: the epoch kept)")
         for axes in (loss, accuracy):

@@ -18,25 +18,25 @@ from efficientface.data.layouts.files import IMAGE_SUFFIXES
 from efficientface.pipeline.status import printable
 
 COLUMNS = ("face_id", "split", "label", "image_hash", "yaw", "pitch")  # of faces/, what is asked here and by evaluate
-POSE = "pose:"
+POSES = {"pose": ("yaw", "pitch"), "yaw": ("yaw",)}
 
 
 def subset(given: str, rows: pa.Table, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Which rows of faces/, all of one split, belong to a subset: (N,) bool, and facts about it.
 
-    `given` is the path of a list, or `pose:DEGREES`: yaw or pitch of that much or more. A photograph without a pose, on
-    which no face was found, is in no pose subset.
+    `given` is the path of a list, or `pose:DEGREES`: yaw or pitch of that much or more; `yaw:DEGREES`: yaw alone. A
+    photograph without a pose, on which no face was found, is in no such subset.
     """
-    if given.startswith(POSE):
-        degrees = _degrees(given)
-        yaw, pitch = (np.abs(rows[name].to_numpy().astype(float)) for name in ("yaw", "pitch"))
-        return np.fmax(yaw, pitch) >= degrees, {}
+    kind, colon, degrees = given.partition(":")
+    if colon and kind in POSES:
+        angles = [np.abs(rows[name].to_numpy().astype(float)) for name in POSES[kind]]
+        return np.fmax.reduce(angles) >= _degrees(given, degrees), {}
     return _listed(Path(given), rows, split)
 
 
-def _degrees(given: str) -> float:
+def _degrees(given: str, text: str) -> float:
     try:
-        degrees = float(given.removeprefix(POSE))
+        degrees = float(text)
     except ValueError:
         degrees = -1
     if not 0 < degrees <= 90:

@@ -301,7 +301,7 @@ def global_batches(count: int, batch_size: int) -> list[np.ndarray]:
 def learning_rate(config: TrainConfig, epochs_done: float) -> float:
     """The rate after so many epochs (a fraction inside one): a function of time alone, so a resume needs no state."""
     if config.schedule == "step":
-        return config.lr * 0.1 ** (int(epochs_done) // config.lr_step)
+        return config.lr * config.lr_factor ** (int(epochs_done) // config.lr_step)
     # Smith and Topin's one cycle with cosine legs: lr / 25 to lr in the first quarter, then to lr / 250,000
     share = min(epochs_done / config.epochs, 1.0)
     low, high, leg = (

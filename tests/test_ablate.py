@@ -148,12 +148,41 @@ def test_epochs_chosen_on_the_split_that_is_judged_are_told(made):
     assert "best epochs chosen on test itself, so too good" in caption(peeking)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "students", "told"),
+    [
+        (True, True, "teacher and students"),
+        (True, False, "the teacher"),
+        (False, True, "the students"),
+        (False, False, "none"),
+    ],
+)
+def test_who_began_with_another_model_is_told(made, teacher, students, told):
+    result = {**made[1], "started": {"teacher": teacher, "students": students}}
+    assert f"of ours, {told} began with other models" in str(ablate.accuracy_table(result, 2).caption)
+    assert made[1]["started"] == {"teacher": False, "students": False}
+
+
 def test_a_student_of_other_settings_is_not_taken(made):
     run, _ = made
     assert refused(fer("ablate", run, *TINY, "--momentum", "0.8")) == (
         f"{run}/students/ablate-baseline-sll-0 is finished with other settings (momentum 0.9, now 0.8); "
         "give --name to train beside it, or remove it"
     )
+
+
+def test_each_student_gets_what_is_about_it(made, tmp_path):
+    run = shutil.copytree(made[0], tmp_path / "run")
+    words = ["--seeds", "0", "--modulation", "add", "--label-smoothing", "0.1", "--class-weights", "balanced"]
+    assert fer("ablate", run, *TINY, *words, "--name", "other", "--preset", "raf-db").exit_code == 0
+
+    def settings(name):
+        manifest = read_manifest(run / "students" / f"other-{name}-0", "student")["settings"]
+        return [manifest[key] for key in ("modulation", "label_smoothing", "class_weights", "normalisation", "epochs")]
+
+    assert settings("baseline-sll") == ["multiply", 0.1, "balanced", "raf-db", 1]
+    assert settings("efficientface-sll") == ["add", 0.1, "balanced", "raf-db", 1]
+    assert settings("efficientface-ldl") == ["add", 0.0, "none", "raf-db", 1]
 
 
 def test_what_is_missing_is_said_before_anything_is_trained(run):

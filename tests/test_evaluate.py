@@ -7,6 +7,7 @@ import shutil
 from unittest.mock import ANY
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
@@ -22,6 +23,7 @@ from efficientface.pipeline import evaluate
 from efficientface.pipeline.artifact import MANIFEST, read_sealed, reference_to, write_manifest
 from efficientface.pipeline.checkpoint import METRICS, finish_model
 from efficientface.pipeline.metrics import share
+from efficientface.pipeline.subsets import subset
 
 
 def write_model(
@@ -289,6 +291,12 @@ def test_subsets_on_faces_and_on_all_images(rejecting, reader, tmp_path):
         ("", "ldl", 10), ("occluded.txt", "ldl", 1), ("pose:30", "ldl", 3)
     ]  # fmt: skip
     assert "subsets of test" in printed(result)
+
+
+def test_a_pose_is_yaw_or_pitch_or_yaw_alone():
+    rows = pa.table({"yaw": [31.0, -31.0, 5.0, 5.0, np.nan], "pitch": [0.0, 0.0, -31.0, 29.0, np.nan]})
+    assert subset("pose:30", rows, "test")[0].tolist() == [True, True, True, False, False]
+    assert subset("yaw:30", rows, "test")[0].tolist() == [True, True, False, False, False]
 
 
 def test_subsets_of_nothing_are_refused(rejecting, tmp_path):

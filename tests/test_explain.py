@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from conftest import CLASSES, write_faces
+from matplotlib.axes import Axes
 from PIL import Image
 from test_evaluate import write_model
 from test_teach_distill import fer, refused
@@ -200,12 +201,21 @@ def test_text_is_never_interpreted(name, tmp_path):
         assert f"<!-- {name} -->" in text or not name.isprintable() or "<" in name, path.name
 
 
-def test_curves_mark_the_epoch_kept(tmp_path):
+def test_curves_mark_the_epoch_kept(tmp_path, monkeypatch):
     lines = [
-        {"epoch": k, "loss": 1 / (k + 1), "val_accuracy": a, "val_cross_entropy": 1.0}
-        for k, a in enumerate((0.2, 0.6, 0.5))
+        {"epoch": k, "loss": 1 / k, "val_accuracy": a, "val_cross_entropy": 1.0}
+        for k, a in enumerate((0.2, 0.6, 0.5), start=1)
     ]
+    drawn = []
+
+    def plot(self, x, *rest, **more):
+        drawn.append(x)
+        return original(self, x, *rest, **more)
+
+    original = Axes.plot
+    monkeypatch.setattr(Axes, "plot", plot)
     pictures.curves(tmp_path / "curves.png", {f"student-{k}": lines for k in range(14)})
+    assert drawn[:3] == [[1, 2, 3], [1, 2, 3], 2]
     assert pixels(tmp_path / "curves.png").shape[1] > 1000
 
 

@@ -32,7 +32,7 @@ ON_GPU = (
 )
 GPU_FULL = (
     "Error: the GPU's memory is full (CUDA out of memory. Tried to allocate 20.00 MiB); free some or give another "
-    f"--device; a smaller --batch-size or --label-batch or --size takes less; {GOES_ON}\n"
+    f"--device; a smaller --batch-size or --label-batch or --size takes less, where nothing is begun yet; {GOES_ON}\n"
 )
 
 
@@ -61,7 +61,10 @@ def test_read_only_and_full_disks_and_little_memory(run, tmp_path):
         "memory: distill": refused["memory: distill"],
     }
     assert refused["memory: distill"].startswith("Error: memory is full (")
-    assert refused["memory: distill"].endswith(f" or --size or --workers takes less; {GOES_ON}")
+    assert refused["memory: distill"].endswith(
+        "; a smaller --workers takes less; a smaller --batch-size or --label-batch or --size does, too, where nothing "
+        f"is begun yet; {GOES_ON}"
+    )
     assert not leftovers(tmp_path)
 
 
