@@ -171,6 +171,8 @@ def plan_of(inputs: Inputs, config: AlignConfig, folder: Path) -> dict[str, Any]
         root = shown(read.address or Path(os.path.relpath(read.root, folder)).as_posix())
         name = name or "source"
         made_from[name] = {"path": root, "layout": read.layout, "digest": digests[name]}
+        if read.file:
+            made_from[name]["file"] = shown(read.file)
     return {
         **plan,
         "digest": hash_image(json.dumps(plan).encode()),
@@ -258,6 +260,10 @@ def swap(run: Path) -> None:
         elif folder.is_dir():
             folder.rmdir()  # made by this call, and empty: the former faces were moved away before
         anew.rename(folder)
+    if (table := folder / DUPLICATES).exists():
+        table.replace(run / DUPLICATES)
+    if (run / DUPLICATES).exists() and not (run / DUPLICATES).stat().st_size:
+        remove_file(run / DUPLICATES)
     shutil.rmtree(former, ignore_errors=True)
 
 
@@ -278,7 +284,11 @@ def finish(folder: Path, run: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """Count what all shards of the plan hold and write the manifest, last; returns its facts."""
     shards = [folder / name for name in shard_names(plan)]
     facts = {**tally(shards, plan), **plan["versions"]}
-    facts["duplicates"], found = report_duplicates(shards, tuple(plan["classes"]), run / DUPLICATES)
+    anew = folder.name == ANEW
+    table = (folder if anew else run) / DUPLICATES
+    facts["duplicates"], found = report_duplicates(shards, tuple(plan["classes"]), table)
+    if anew and not found:
+        write_text(table, "")  # the former faces keep theirs until `swap`
     for note in found:
         log.info("%s", note)
     facts["notes"] = [*plan["notes"], *map(shown, found)]

@@ -57,7 +57,7 @@ def run(run: Path, config: DistillConfig) -> dict[str, Any]:
 
 def write_student(inputs: Inputs, run: Path, folder: Path, config: DistillConfig) -> dict[str, Any]:
     """Train RUN/students/NAME, or find it trained already."""
-    made_from = {"faces": reference_to(inputs.folder, folder), **init_reference(config.init, folder)}
+    made_from = {"faces": inputs.reference(folder), **init_reference(config.init, folder)}
     init, config = config.init, replace(config, init=made_from.get("init", {}).get("path", ""))
     cached, temperature = None, config.temperature
     if config.live:

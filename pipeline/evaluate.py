@@ -209,7 +209,7 @@ def judge(
             )  # fmt: skip
     result: dict[str, Any] = {
         "run": str(run),
-        "faces_manifest": digest_of(inputs.folder),
+        "faces_manifest": inputs.digest,
         "split": split,
         "count": len(faces),
         "count_with_votes": int((~np.isnan(targets).any(1)).sum()),
@@ -369,7 +369,7 @@ def _check_origin(folder: Path, manifest: dict[str, Any], inputs: Inputs) -> boo
     imported one, passes.
     """
     faces = manifest["made_from"].get("faces")
-    strange = bool(faces) and faces["manifest"] != digest_of(inputs.folder)
+    strange = bool(faces) and faces["manifest"] != inputs.digest
     if strange and folder.resolve().is_relative_to(inputs.folder.parent.resolve()):
         raise FerError(f"{folder} was made from other faces than {inputs.folder} holds now; remove it and train again")
     return strange

@@ -8,23 +8,28 @@ import numpy as np
 
 from efficientface import FerError, untrusted
 from efficientface.data.faces import Faces, read_faces
-from efficientface.pipeline.artifact import data_files, read_manifest
+from efficientface.pipeline.artifact import data_files, digest_of, read_manifest, reference_to
 from efficientface.pipeline.config import NORMALISATIONS
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The usable faces of a run (N rows with an image), and what its manifest says of all."""
+    """The usable faces of a run (N rows with an image), what its manifest says of all, and the digest of that."""
 
     folder: Path
     faces: Faces
     manifest: dict[str, Any]
+    digest: str
 
     @property
     def facts(self) -> dict[str, Any]:
         """What turns a stored face into a network's input: crop in pixels, mean and std (RGB, 0-1)."""
         facts = self.manifest["facts"]
         return {"crop": self.manifest["settings"]["crop"], "mean": facts["mean"], "std": facts["std"]}
+
+    def reference(self, from_folder: Path) -> dict[str, str]:
+        """As reference_to, but to the faces that were read, by which others may lie in the folder now."""
+        return reference_to(self.folder, from_folder) | {"manifest": self.digest}
 
     def facts_by(self, normalisation: str) -> dict[str, Any]:
         """The same with mean and std of a data set of NORMALISATIONS; `faces` are the run's own."""
@@ -58,11 +63,14 @@ def read_inputs(run: Path) -> Inputs:
 def inputs_in(folder: Path) -> Inputs:
     """The usable faces of a folder that fer align wrote."""
     manifest = read_manifest(folder, "faces")
+    digest = digest_of(folder)
     facts, crop = manifest["facts"], manifest["settings"].get("crop")
     if type(crop) is not int or not all(untrusted.are_numbers(facts.get(name), 3) for name in ("mean", "std")):
         raise FerError(f"{folder} does not say crop, mean and std of its faces; restore it, or run fer align again")
     faces = read_faces(data_files(folder, manifest))
-    return Inputs(folder, faces.select(faces.usable), manifest)
+    if manifest != read_manifest(folder, "faces") or digest != digest_of(folder):
+        raise FerError(f"{folder} was replaced while it was read; run the same command again")
+    return Inputs(folder, faces.select(faces.usable), manifest, digest)
 
 
 def check_classes(train: Faces, folder: Path) -> None:

@@ -178,7 +178,7 @@ def cache_distributions(
         "label_precision": config.label_precision if folders else "fp32",
         "shard_faces": config.shard_faces,
     }
-    made_from = {"faces": reference_to(inputs.folder, out), **teacher_references(folders, out)}
+    made_from = {"faces": inputs.reference(out), **teacher_references(folders, out)}
     if is_finished(out):
         return cached_before(out, made_from, settings, config)
 
@@ -428,7 +428,7 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
         raise FerError(
             f"{out} is one HDF5 file, to which nothing can be added; make it a folder with fer cache convert"
         )
-    if made_from["faces"]["manifest"] != digest_of(inputs.folder):
+    if made_from["faces"]["manifest"] != inputs.digest:
         raise FerError(f"{out} was made from other faces than the run holds now; run fer teach with --cache NAME")
     folders = teachers_of(out, manifest)
     if not folders:
@@ -737,6 +737,9 @@ def _begin(folder: Path, plan: dict[str, Any], job: Job | None = None) -> None:
                         f"{folder} was begun with other settings ({other}); give the same to go on, or remove it to "
                         "start again"
                     )
+        # what was begun on a GPU has answers of a GPU
+        if (device := dict(begun.get("facts", {})).get("device", "cpu")) != "cpu":
+            plan["facts"]["device"] = device
     elif folder.exists() and not all(is_part(path) for path in folder.iterdir()):
         raise FerError(f"{folder} has files but neither {PLAN} nor a manifest; move them away and run fer teach again")
     folder.mkdir(parents=True, exist_ok=True)

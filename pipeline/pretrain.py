@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from efficientface import FerError
-from efficientface.pipeline.artifact import reference_to
 from efficientface.pipeline.checkpoint import (
     BESIDE,
     finish_model,
@@ -50,7 +49,7 @@ def run(run: Path, config: PretrainConfig) -> dict[str, Any]:
 
 def write_network(inputs: Inputs, folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Train RUN/identities/NAME, or find it trained already."""
-    made_from = {"faces": reference_to(inputs.folder, folder), **init_reference(config.init, folder)}
+    made_from = {"faces": inputs.reference(folder), **init_reference(config.init, folder)}
     init, config = config.init, replace(config, init=made_from.get("init", {}).get("path", ""))
     settings = {name: value for name, value in asdict(config).items() if name not in MACHINE}
     if trained := trained_before(folder, "identities", made_from, settings, config, BESIDE):

@@ -19,7 +19,6 @@ from efficientface.pipeline.artifact import (
     among,
     is_finished,
     read_manifest,
-    reference_to,
     replacing,
 )
 from efficientface.pipeline.checkpoint import finish_model, fresh_model, init_reference, network_options, trained_before
@@ -128,7 +127,7 @@ def write_cache(
 
 def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig, without: np.ndarray | None = None) -> None:
     """Train the LDG on the labelled training faces, or find it trained already; `without` (N,) marks faces left out."""
-    made_from = {"faces": reference_to(inputs.folder, folder), **init_reference(config.init, folder)}
+    made_from = {"faces": inputs.reference(folder), **init_reference(config.init, folder)}
     init, config = config.init, replace(config, init=made_from.get("init", {}).get("path", ""))
     settings = {name: value for name, value in asdict(config).items() if name not in (*LABELLING, *MACHINE)}
     if without is not None:

@@ -6,7 +6,7 @@ Bytes and caches are checked by verify.py; here is what ties one stage to the ne
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -32,7 +32,8 @@ from efficientface.pipeline.artifact import (
     read_sealed,
 )
 from efficientface.pipeline.caches import asked_teachers
-from efficientface.pipeline.photographs import stored
+from efficientface.pipeline.config import AlignConfig
+from efficientface.pipeline.photographs import digests_of, read_inputs, stored
 from efficientface.pipeline.progress import progress, working
 from efficientface.pipeline.status import CHECKPOINT, PLAN, check_is_run, sources_of, subfolders
 from efficientface.pipeline.verify import Report, cache_of, check_bytes, check_cache
@@ -216,6 +217,7 @@ def _photographs(folder: Path, manifest: dict[str, Any], keys: list[str], hashes
     from efficientface.pipeline.align import photo_of
 
     sources = {name: told for name, told in manifest["made_from"].items() if isinstance(told, dict) and "path" in told}
+    sound: dict[str, Path] = {}
     if not sources:
         report.skip("sources", "sources not checked: faces/ names none")
     for name, told in sources.items():
@@ -244,6 +246,26 @@ def _photographs(folder: Path, manifest: dict[str, Any], keys: list[str], hashes
             report.skip("sources", f"sources not checked: {root} holds none of the photographs")
         else:
             report.add("sources", _several(wrong), f"{len(below):,} photographs hashed again below {root}")
+            if not wrong:
+                sound[name] = root / str(told.get("file", ""))
+    if len(sound) == len(sources):
+        _labels(manifest, sound, report)
+
+
+def _labels(manifest: dict[str, Any], sources: dict[str, Path], report: Report) -> None:
+    """What the sources say of their photographs (split, label, votes, person, box), read again."""
+    known = {field.name for field in fields(AlignConfig)}
+    given = {name: value for name, value in manifest["settings"].items() if name in known}
+    paths: dict[str, Path | str] = {"" if name == "source" else name: path for name, path in sources.items()}
+    try:
+        with working("reading the sources' labels"):
+            digests = digests_of(read_inputs(paths, AlignConfig(**given)))
+    except (FerError, TypeError) as error:
+        report.add("labels", [f"the sources cannot be read as they were ({error})"], "")
+        return
+    others = [name for name in sources if digests[name] != manifest["made_from"][name].get("digest")]
+    differ = [f"{', '.join(others)}: other photographs, labels, splits or boxes than faces/ were made from"]
+    report.add("labels", differ if others else [], f"as {' and '.join(str(path) for path in sources.values())} say")
 
 
 def _differs(photos: Photos, root: Path, file: str, stated: str) -> str:

@@ -25,7 +25,7 @@ from efficientface.data.faces import read_faces
 from efficientface.models.efficientface import efficient_face
 from efficientface.models.inference import for_inference
 from efficientface.pipeline import distill, label, teach
-from efficientface.pipeline.artifact import MANIFEST, data_files, read_manifest
+from efficientface.pipeline.artifact import MANIFEST, data_files, digest_of, read_manifest
 from efficientface.pipeline.caches import convert, open_cache
 from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.config import DistillConfig, TeachConfig, parse_source
@@ -415,7 +415,7 @@ def test_a_cache_from_before_the_faces_were_split_anew_is_refused(run):
     faces = faces.select(faces.usable)
     split = faces.split.copy()
     split[0] = "val"
-    known = distill.Inputs(run / "faces", replace(faces, split=split), made)
+    known = distill.Inputs(run / "faces", replace(faces, split=split), made, digest_of(run / "faces"))
     with pytest.raises(FerError, match=r"was made when 1 of 60 faces had another split, first face-000\.png; run fer"):
         distill.read_distributions(run / "distributions", known)
 

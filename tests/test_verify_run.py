@@ -56,13 +56,14 @@ def test_a_whole_run_has_a_line_a_check_and_status_0(run):
     done = fer("verify", run)
     assert done.exit_code == 0, done.output
     lines = [line.rstrip() for line in done.stdout.splitlines()]
-    assert lines[:8] == [
+    assert lines[:9] == [
         "ok          faces                   manifest       as manifest.blake2b says",
         "ok          faces                   files          2 with the right digests",
         "ok          faces                   faces          61 pictures of 61 rows hashed again, ids once, labels of "
         "classes",
         "ok          faces                   duplicates     1 photographs in two splits, as duplicates.csv says",
         f"ok          faces                   sources        61 photographs hashed again below {run.parent}/source",
+        f"ok          faces                   labels         as {run.parent}/source say",
         "ok          teacher                 manifest       as manifest.blake2b says",
         "ok          teacher                 files          4 with the right digests",
         "ok          teacher                 made from      faces as now",
@@ -395,6 +396,26 @@ def test_each_of_several_sources_is_checked(tmp_path):
         ("not checked", f"sources not checked: {tmp_path}/one is not there"),
         ("FAILED", "1 photographs that were changed since, first two/neutral/2.png"),
     ]
+
+
+@pytest.mark.parametrize("given", ["", "other.csv"])
+def test_a_label_that_was_changed_in_its_table_is_found(given, tmp_path):
+    rng, source, run = np.random.default_rng(3), tmp_path / "source", tmp_path / "run"
+    source.mkdir()
+    for k in range(6):
+        Image.fromarray(picture(k % 2, rng)).save(source / f"{k}.png")
+    table = source / (given or "labels.csv")
+    table.write_text("path,label\n" + "".join(f"{k}.png,{CLASSES[k % 2]}\n" for k in range(6)))
+    align.run(source / given, run, replace(AS_GIVEN, val_from_train=0.3))
+    assert verify(run)["ok"]
+    assert states(run, "labels") == {"faces": ("ok", f"as {source / given} say")}
+    table.write_text(table.read_text().replace(f"4.png,{CLASSES[0]}", f"4.png,{CLASSES[1]}"))
+    assert findings(run) == {
+        ("faces", "labels"): ["source: other photographs, labels, splits or boxes than faces/ were made from"]
+    }
+    table.write_bytes(b"nothing")
+    (found,) = findings(run)["faces", "labels"]
+    assert found.startswith("the sources cannot be read as they were (")
 
 
 @pytest.mark.parametrize("layout", ["fer2013", "huggingface"])
