@@ -6,6 +6,7 @@ The format is described in docs/files.md. The schema also carries Hugging Face's
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from efficientface import FerError, untrusted
 
 VERSION = 1
 NEEDED = ("face_id", "image", "image_hash", "split", "label", "votes", "group", "status")
+HELD = 2 * 1024**3  # bytes of pictures that are held in memory; further ones are mapped from a file
 STATUSES = ("found", "several faces", "as given", "no face", "too small", "unreadable")
 
 
@@ -93,7 +95,7 @@ def decode_face(data: bytes | pa.Buffer) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Faces:
-    """Faces in memory, N rows, images still encoded.
+    """Faces, N rows, images still encoded.
 
     label: (N,) int64, index into classes, -1 where unknown; votes: (N, C) float32 raw counts, NaN where there are none;
     group: (N,) str, the person shown, None where unknown;
@@ -156,8 +158,15 @@ def is_no_votes(votes: np.ndarray) -> bool:
 
 
 def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
-    """Read shards of faces/ whole; a duplicate face id or shards of different classes are errors."""
-    tables = [read_table(path, images, NEEDED) for path in files]
+    """Read shards of faces/ whole; a duplicate face id or shards of different classes are errors.
+
+    Pictures beyond HELD bytes are not in this process's memory: the system reads them from a temporary file, as needed.
+    """
+    tables, held = [], 0
+    for path in files:
+        table = read_table(path, images, NEEDED)
+        held += table["image"].nbytes if images else 0
+        tables.append(table if held <= HELD else _mapped(table))
     classes = classes_of(tables[0].schema, files[0])
     for table, path in zip(tables, files, strict=True):
         if classes_of(table.schema, path) != classes:
@@ -193,6 +202,15 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
         place=np.arange(len(table)),
         images=encoded,
     )
+
+
+def _mapped(table: pa.Table) -> pa.Table:
+    """The same table in a file without a name, in the system's temporary folder (TMPDIR)."""
+    with tempfile.NamedTemporaryFile(prefix="fer-faces-") as file:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        file.flush()
+        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
 
 
 def _words(column: pa.ChunkedArray) -> np.ndarray:

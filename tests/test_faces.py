@@ -1,0 +1,31 @@
+"""Reading faces/ back: what is held in memory, and what is mapped from a file."""
+
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from conftest import write_faces
+
+from efficientface.data import faces as table
+from efficientface.data.faces import read_faces
+
+
+def test_pictures_beyond_what_is_held_are_mapped(tmp_path, monkeypatch):
+    files = sorted(write_faces(tmp_path / "run").glob("*.parquet"))
+    before = pa.total_allocated_bytes()
+    held = read_faces(files)
+    taken = pa.total_allocated_bytes() - before
+    pictures = held.images.nbytes
+    monkeypatch.setattr(table, "HELD", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mapped = read_faces(files)
+    assert pa.total_allocated_bytes() - before - taken < taken - pictures / 2
+    assert not list(tmp_path.glob("fer-faces-*"))
+    for name in (field.name for field in fields(held) if field.name != "images"):
+        np.testing.assert_array_equal(getattr(held, name), getattr(mapped, name))
+    half = np.flatnonzero(held.usable)[::2]
+    for row, face in enumerate(half):
+        assert mapped.select(half).encoded(row).to_pybytes() == held.encoded(face).to_pybytes()
+    assert Path("/proc/self/maps").read_text().count("fer-faces-") >= 1
