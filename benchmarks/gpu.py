@@ -34,6 +34,7 @@ from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces, no_votes
 from efficientface.data.views import cut, draw_views, render
 from efficientface.models import build
+from efficientface.models.inference import for_inference
 from efficientface.pipeline.config import DistillConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.losses import distribution_loss
@@ -191,17 +192,18 @@ class Bench:
     def labelling(self) -> None:
         """The teacher's answers, from stored faces to distributions."""
         arch = "resnet18" if self.small else "resnet50"
-        model = build(arch, len(CLASSES))
         faces = self.faces.select(np.arange(8 if self.small else min(len(self.faces), 4096)))
-        table(f"Labelling by {arch}", ["precision", "views/s"])
-        for name in ("fp32", "tf32"):
+        table(f"Labelling by {arch}", ["--label-precision", "views/s"])
+        for name in ("fp32", "bf16"):
+            model = for_inference(build(arch, len(CLASSES)).eval(), self.crop, not self.cuda and name == "fp32")
 
-            def ask() -> None:
+            def ask(name: str = name, model: torch.nn.Module = model) -> None:
                 where = canonical(len(faces), self.crop)
-                predict(model, faces, *where, size=self.crop, device=str(self.device), batch=64, **FACTS)
+                predict(
+                    model, faces, *where, size=self.crop, device=str(self.device), batch=64, precision=name, **FACTS
+                )
 
-            with tf32(name == "tf32"):
-                row(name, self.rate(len(faces), ask)[1])
+            row(name, self.rate(len(faces), ask)[1])
 
     def whole(self, epochs: int) -> None:
         """A whole training as `fer distill` does it: decoding, steps, judging and checkpoints."""
