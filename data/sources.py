@@ -81,7 +81,7 @@ def read_source(
     if layout is None:
         layout = next((name for name, known in LAYOUTS.items() if known.recognises(path)), None)
     if layout is None:
-        raise FerError(f"{path} is no table of photographs; give a .csv, .tsv or .parquet file, or a folder")
+        raise FerError(f"{path} is no table of photographs; give a .csv, .tsv, .parquet or .jsonl file, or a folder")
     listing = LAYOUTS[layout].reads(path, Asked(wanted, label_rule, aligned))
     source = _of_people(listing) if layout == "identities" else _source(listing, layout, wanted)
     return replace(source, file=os.path.relpath(path, source.root)) if path.is_file() else source

@@ -570,3 +570,44 @@ def test_what_the_datasets_library_writes_is_read(tmp_path):
     assert column(source, "label") == ["sadness", "happiness", "happiness", "sadness"]
     assert column(source, "split") == ["test"] * 4
     assert np.array_equal(decode_photo(source.photos.read(column(source, "file")[3])), png(3)[0])
+
+
+# --- Hugging Face's ImageFolder ------------------------------------------------------------------------------------
+
+
+def test_metadata_beside_the_images_of_each_split(tmp_path):
+    put(tmp_path, "train/a.jpg", "train/b.jpg", "test/sub/a.jpg", "test/c.jpg")
+    write(tmp_path / "train/metadata.csv", "file_name,label\na.jpg,happy\nb.jpg,sad\n")
+    lines = '{"file_name": "sub/a.jpg", "label": "sad"}\n\n{"label": null, "file_name": "c.jpg", "other": 1}\n'
+    write(tmp_path / "test/metadata.jsonl", lines)
+    source = read_source(tmp_path)
+    assert source.layout == "imagefolder"
+    assert list(zip(*(source.rows[name] for name in ("file", "label", "split")), strict=True)) == [
+        ("test/sub/a.jpg", "sadness", "test"),
+        ("test/c.jpg", None, "test"),
+        ("train/a.jpg", "happiness", "train"),
+        ("train/b.jpg", "sadness", "train"),
+    ]
+    write(tmp_path / "test/metadata.jsonl", '{"file_name": "../train/a.jpg", "label": "sad"}')
+    assert "1 path may lead out of its folder" in refusal(tmp_path)
+    write(tmp_path / "test/metadata.jsonl", '{"file_name": "c.jpg", "fear": 3, "sad": 1}')
+    assert refusal(tmp_path) == (
+        f"{tmp_path}/train/metadata.csv has the columns file_name and label, and the table of another split others; "
+        "name them alike"
+    )
+    write(tmp_path / "test/metadata.csv", "file_name,label\nc.jpg,sad\n")
+    assert refusal(tmp_path) == (f"{tmp_path}/test holds 2 tables, metadata.csv and metadata.jsonl; keep one of them")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[1]", "no object"),
+        ('{"path": {"a": 1}}', "column path holds more than a text or a number"),
+        ('{"path": "a.jpg"', "Expecting ',' delimiter: line 1 column 17 (char 16)"),
+    ],
+)
+def test_lines_that_are_no_rows_are_told(line, reason, tmp_path):
+    put(tmp_path, "a.jpg")
+    table = write(tmp_path / "labels.jsonl", '{"path": "a.jpg", "label": "sad"}\n' + line)
+    assert refusal(table) == (f"{table} has no row in line 2 ({reason}); write an object of JSON an image")

@@ -129,14 +129,16 @@ def test_sources_that_cannot_be_used_are_refused_in_a_sentence(tmp_path):
         f"{plain} labels none of its 2 images; put them into class folders, or give a table with their labels"
     )
     text = write(tmp_path / "notes.txt", "hello")
-    assert refusal(text) == f"{text} is no table of photographs; give a .csv, .tsv or .parquet file, or a folder"
+    assert (
+        refusal(text) == f"{text} is no table of photographs; give a .csv, .tsv, .parquet or .jsonl file, or a folder"
+    )
 
 
 def test_options_that_mean_nothing_are_refused(tmp_path):
     put(tmp_path, "sad/1.jpg", "fear/1.jpg")
     assert refusal(tmp_path, layout="tree") == (
         "'tree' is not a layout; give one of raf-db, raf-db-compound, affectnet, affectnet-2021, ferplus, fer2013, "
-        "caer-s, fed-ro, huggingface, table, folders or identities"
+        "caer-s, fed-ro, huggingface, imagefolder, table, folders or identities"
     )
     assert refusal(tmp_path, label_rule="mean") == "'mean' is not a rule for labels; give one of majority or votes"
     assert refusal(tmp_path, classes=["sad", "Sadness", "fear"]) == "--classes names a class twice: sad, Sadness, fear"
@@ -149,7 +151,7 @@ def test_a_layout_that_does_not_fit_is_refused(tmp_path):
         f"{tmp_path} is not the FER+ release: it has none of the folders FER2013Train, FER2013Valid, FER2013Test"
     )
     assert refusal(tmp_path, layout="table") == (
-        f"{tmp_path} holds no table; layout table needs a .csv, .tsv or .parquet file in it"
+        f"{tmp_path} holds no table; layout table needs a .csv, .tsv, .parquet or .jsonl file in it"
     )
     table = write(tmp_path / "t.csv", "file,label\nsad/1.jpg,sad\n")
     assert refusal(table, layout="folders") == f"{table} is a file; layout folders reads a folder of class folders"

@@ -9,7 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from efficientface.data.layouts import affectnet, fer2013, ferplus, folders, huggingface, identities, rafdb, tables
+from efficientface.data.layouts import (
+    affectnet,
+    fer2013,
+    ferplus,
+    folders,
+    huggingface,
+    identities,
+    imagefolder,
+    rafdb,
+    tables,
+)
 from efficientface.data.layouts.listing import Asked, Listing
 
 
@@ -29,6 +39,7 @@ LAYOUTS = {
     "caer-s": Layout(folders.is_caer_s, folders.read_caer_s),
     "fed-ro": Layout(folders.is_fed_ro, folders.read_fed_ro),
     "huggingface": Layout(huggingface.is_huggingface, huggingface.read_huggingface),
+    "imagefolder": Layout(imagefolder.is_imagefolder, imagefolder.read_imagefolder),
     "table": Layout(tables.is_table, tables.read_table),
     "folders": Layout(Path.is_dir, folders.read_folders),
     # never recognised: names of people look like any others

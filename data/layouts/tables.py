@@ -15,7 +15,7 @@ from efficientface.data.labels import Wanted, class_of, expression, no_expressio
 from efficientface.data.layouts.files import entries, images, images_below, listed, located, plural, suffix
 from efficientface.data.layouts.listing import SPLITS, Asked, Listing
 
-TABLE_SUFFIXES = ("csv", "tsv", "parquet")
+TABLE_SUFFIXES = ("csv", "tsv", "parquet", "jsonl")
 PATH_COLUMNS = ("path", "file", "file_name", "image")
 LABEL_COLUMNS = ("label", "emotion", "expression")
 
@@ -49,7 +49,7 @@ def read_table(path: Path, asked: Asked) -> Listing:
     table = path if path.is_file() else _only_table(path, asked.wanted)
     header = header_of(table)
     columns = columns_of(header, asked.wanted)
-    _check_columns(table, header, columns)
+    check_columns(table, header, columns)
     texts = read_columns(table, header, named(columns))
     if not len(texts):
         raise FerError(f"{table} has no rows; it needs one an image")
@@ -103,7 +103,8 @@ def _suffices(columns: dict[str, list[str]]) -> bool:
     return bool(columns["path"] and (columns["label"] or columns["votes"]))
 
 
-def _check_columns(table: Path, header: Sequence[str], columns: dict[str, list[str]]) -> None:
+def check_columns(table: Path, header: Sequence[str], columns: dict[str, list[str]]) -> None:
+    """FerError without paths, or without labels or votes."""
     found = f"found {', '.join(header)}"
     if not columns["path"]:
         raise FerError(f"{table} has no column with the images' paths: {found}; name it one of {listed(PATH_COLUMNS)}")
@@ -136,7 +137,7 @@ def _only_table(folder: Path, wanted: Wanted | None) -> Path:
     tables = _tables_in(folder)
     fitting = [table for table in tables if _fits(table, wanted)] or tables
     if not fitting:
-        raise FerError(f"{folder} holds no table; layout table needs a .csv, .tsv or .parquet file in it")
+        raise FerError(f"{folder} holds no table; layout table needs a .csv, .tsv, .parquet or .jsonl file in it")
     if len(fitting) > 1:
         names = listed([table.name for table in fitting], "and")
         raise FerError(f"{folder} holds {len(fitting)} tables, {names}; give the path of one of them as the source")
@@ -147,6 +148,8 @@ def header_of(table: Path, separator: str | None = None) -> list[str]:
     """The names of the columns, as spelt there."""
     if suffix(table.name) == "parquet":
         return list(parquet_schema(table).names)
+    if suffix(table.name) == "jsonl":
+        return list(dict.fromkeys(name for row in _read_lines(table) for name in row))
     text = _first_line(table)
     try:
         return next(csv.reader([text], delimiter=separator or _separator(text)))
@@ -175,7 +178,10 @@ def _separator(header: str) -> str:
 
 
 def read_columns(table: Path, header: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
-    """The named columns as text; None where a Parquet table has a null."""
+    """The named columns as text; None where a Parquet table has a null, or a line of JSON does not say."""
+    if suffix(table.name) == "jsonl":
+        rows = _read_lines(table)
+        return pd.DataFrame({name: [row.get(name) for row in rows] for name in names}, dtype=object)
     if suffix(table.name) != "parquet":
         return read_csv(table, header, names, _separator(_first_line(table)), skip_rows=1)
     schema = parquet_schema(table)
@@ -189,6 +195,31 @@ def read_columns(table: Path, header: Sequence[str], names: Sequence[str]) -> pd
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise FerError(f"{table} is a damaged Parquet file ({reason}); write it again") from None
+
+
+def _read_lines(table: Path) -> list[dict[str, str | None]]:
+    """The objects of a file of JSON lines, their values as text."""
+    try:
+        text = untrusted.read_bytes(table).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise FerError(f"{table} is not UTF-8 text; write it again in UTF-8") from None
+    except ValueError as error:
+        raise FerError(f"{table} is {error}; give a table") from None
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = untrusted.parse_json(line)
+            if not isinstance(row, dict):
+                raise ValueError("no object")
+            nested = next((name for name, value in row.items() if isinstance(value, dict | list)), None)
+            if nested is not None:
+                raise ValueError(f"column {nested} holds more than a text or a number")
+        except ValueError as error:
+            raise FerError(f"{table} has no row in line {number} ({error}); write an object of JSON an image") from None
+        rows.append({name: None if value is None else str(value) for name, value in row.items()})
+    return rows
 
 
 def parquet_schema(table: Path) -> pa.Schema:
