@@ -14,7 +14,9 @@ import argparse
 import io
 import os
 import statistics
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +64,10 @@ def by_onnxruntime(model: nn.Module, size: int) -> Callable[[Tensor], Tensor]:
 
     file = io.BytesIO()
     faces = {0: torch.export.Dim("N")}
-    program = torch.onnx.export(
-        model, (torch.zeros(2, 3, size, size),), dynamo=True, input_names=["faces"], dynamic_shapes=(faces,)
-    )
+    with redirect_stdout(sys.stderr):  # it tells of its progress
+        program = torch.onnx.export(
+            model, (torch.zeros(2, 3, size, size),), dynamo=True, input_names=["faces"], dynamic_shapes=(faces,)
+        )
     program.save(file)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
