@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import timing
@@ -44,9 +45,10 @@ def take_turns(names: Sequence[str], rounds: int, *given: str) -> dict[str, list
             for name, rival in rivals.items():
                 assert rival.stdin
                 assert rival.stdout
-                print("go", file=rival.stdin, flush=True)
+                with suppress(BrokenPipeError):
+                    print("go", file=rival.stdin, flush=True)
                 line = rival.stdout.readline()
-                if not line:
+                if not line:  # it is gone; by signal 9 most likely because memory was full
                     raise SystemExit(f"{name} ended with status {rival.wait()}")
                 if turn:
                     found[name].append(json.loads(line))

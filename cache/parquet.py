@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from efficientface import FerError, untrusted
 from efficientface.cache.distributions import Distributions, join
+from efficientface.data.ahead import ahead
 
 VERSION = 1
 KEYS = ("face_id", "image_hash", "split", "label", "fold")
@@ -79,13 +80,17 @@ def read_shards(files: Sequence[Path], views: bool = True) -> Distributions:
 
 def checked_shards(files: Sequence[Path], views: bool = True) -> Iterator[Distributions]:
     """The same one by one; only whether an id is in two of them is left to be checked."""
-    first = None
-    for path in files:
+
+    def read(path: Path) -> Distributions:
         part = read_shard(path, views)
+        part.check(str(path))
+        return part
+
+    first = None
+    for path, part in zip(files, ahead(read, files), strict=True):
         first = first or (part.classes, part.views)
         if (part.classes, part.views) != first:
             raise FerError(f"{path} has other classes or another number of views than {files[0]}; run fer teach again")
-        part.check(str(path))
         yield part
 
 

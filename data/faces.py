@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,6 +81,8 @@ def hash_image(data: bytes) -> str:
 
 def decode_face(data: bytes | pa.Buffer) -> np.ndarray:
     """A stored face (JPEG or PNG) as (H, W, 3) uint8 RGB."""
+    import cv2  # here, because those who only read tables need none
+
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:  # nothing at all, or more pixels than it takes

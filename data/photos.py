@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -121,8 +122,8 @@ def decode_photo(data: bytes) -> np.ndarray:
 
 def is_grey(image: np.ndarray) -> bool:
     """Whether the three channels of (H, W, 3) agree in every pixel, as they do in grey JPEGs stored as colour."""
-    red = image[..., 0]
-    return np.array_equal(red, image[..., 1]) and np.array_equal(red, image[..., 2])
+    red, green, blue = cv2.split(image)
+    return np.array_equal(red, green) and np.array_equal(red, blue)
 
 
 def _refuse_too_large(size: tuple[int, int]) -> None:

@@ -582,7 +582,8 @@ def config_as(settings: dict[str, Any], **given: Any) -> AlignConfig:
 def cut(image: np.ndarray, matrix: np.ndarray, crop: int) -> np.ndarray:
     """The crop (crop, crop, 3) that `matrix` takes from image (H, W, 3); outside the photograph its edge goes on.
 
-    Where it shrinks, areas are averaged first, so that nothing aliases; the rest is cubic.
+    Where it shrinks, areas are averaged first, so that nothing aliases; the rest is cubic. Of a grey photograph one
+    channel is worked on.
     """
     height, width = image.shape[:2]
     scale = scale_of(matrix)
@@ -594,6 +595,9 @@ def cut(image: np.ndarray, matrix: np.ndarray, crop: int) -> np.ndarray:
     last = np.clip(np.ceil(seen.max(0) + margin), first + 1, (width, height)).astype(int)
     (x0, y0), (x1, y1) = first, last
     part = image[y0:y1, x0:x1]
+    grey = is_grey(part)
+    if grey:
+        part = np.ascontiguousarray(part[..., 0])
     if scale < 1:
         size = np.rint((last - first) * scale).clip(1).astype(int)
         part = cv2.resize(part, size.tolist(), interpolation=cv2.INTER_AREA)
@@ -601,9 +605,10 @@ def cut(image: np.ndarray, matrix: np.ndarray, crop: int) -> np.ndarray:
     shift = matrix[:, :2] @ first + matrix[:, 2]
     # OpenCV counts from pixel centres, the matrix from outer edges
     shift = shift + linear @ (0.5, 0.5) - 0.5
-    return cv2.warpAffine(
+    face = cv2.warpAffine(
         part, np.column_stack([linear, shift]), (crop, crop), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
     )
+    return cv2.cvtColor(face, cv2.COLOR_GRAY2RGB) if grey else face
 
 
 def encode(face: np.ndarray, how: str) -> bytes:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientface import FerError, untrusted
+from efficientface.data.ahead import ahead
 from efficientface.pipeline.config import Job
 
 VERSION = 1
@@ -385,9 +386,9 @@ def refuse_other(
 
 def check_files(folder: Path, manifest: dict[str, Any], digests: bool = False) -> None:
     """Every file of the artifact is there with its size, and with `digests` byte for byte what was written."""
+    stage = STAGE_OF[manifest["kind"]]
     for name, entry in manifest["files"].items():
         path = folder / name
-        stage = STAGE_OF[manifest["kind"]]
         if path.is_symlink() and path.resolve().parent != folder.resolve():
             raise FerError(f"{path} is a link that leads out of {folder}; put the file itself there")
         if not path.is_file():
@@ -397,11 +398,14 @@ def check_files(folder: Path, manifest: dict[str, Any], digests: bool = False) -
                 f"{path} has {path.stat().st_size} bytes instead of {entry['bytes']}; "
                 f"restore it, or remove {folder} and run {stage} again"
             )
-        if digests and digest_file(path) != entry["blake2b"]:
-            raise FerError(
-                f"{path} is damaged, or was changed after it was written; "
-                f"restore it, or remove {folder} and run {stage} again"
-            )
+    if digests:
+        paths = [folder / name for name in manifest["files"]]
+        for path, entry, digest in zip(paths, manifest["files"].values(), ahead(digest_file, paths), strict=True):
+            if digest != entry["blake2b"]:
+                raise FerError(
+                    f"{path} is damaged, or was changed after it was written; "
+                    f"restore it, or remove {folder} and run {stage} again"
+                )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

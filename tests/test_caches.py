@@ -126,7 +126,7 @@ def test_a_conversion_holds_one_shard_with_views_at_a_time(tmp_path, monkeypatch
 
         real(path, manifest, shards, counted)
 
-    monkeypatch.setattr("efficientface.pipeline.caches.write_hdf5", watched)
+    monkeypatch.setattr(hdf5, "write_hdf5", watched)
     convert(folder, tmp_path / "many.h5")
     assert max(taken) == 5
 
