@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's, and the online loop's workers")
+    parser.add_argument("--loader", action="store_true", help="only what decoding and cutting take")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # these are the rivals'
     parser.add_argument("--as", dest="rival", choices=(*RIVALS, READY), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -149,14 +150,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder), options.faces)
-        found = take_turns(RIVALS, options.pairs, "--folder", folder)
+        found = {} if options.loader else take_turns(RIVALS, options.pairs, "--folder", folder)
         # by themselves: each process takes gigabytes
         alone = take_turns((RIVALS[0], READY), options.pairs, "--folder", folder)
     print(
         f"{options.faces} faces, batches of {options.batch_size}, {options.threads} threads, {options.pairs} rounds\n"
     )
-    print("| epoch | seconds | faces/s | against `cache`, time | against `cache`, CPU time |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    if found:
+        print("| epoch | seconds | faces/s | against `cache`, time | against `cache`, CPU time |")
+        print("| --- | ---: | ---: | ---: | ---: |")
     for name, runs in found.items():
         middle = statistics.median(run["seconds"] for run in runs)
         against = " | ".join(ratios(runs, found[RIVALS[0]], what) for what in ("seconds", "cpu"))
