@@ -96,6 +96,8 @@ def _rendered(
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """view_batches on the CPU; `pinned`: into memory from which a GPU copies by itself."""
     views = boxes.shape[1]
+    # where the network computes on every core, a thread that cuts meanwhile keeps all the others waiting for its core
+    ahead = AHEAD if pinned or torch.get_num_threads() < (os.cpu_count() or 1) else 0
     with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="views") as pool:
         started: deque[tuple[np.ndarray, Tensor, list[Future[None]]]] = deque()
         try:
@@ -106,7 +108,7 @@ def _rendered(
                     for k in range(0, len(rows), CHUNK)
                 ]
                 started.append((rows, pixels, tasks))
-                if len(started) > AHEAD:
+                if len(started) > ahead:
                     yield _finish(*started.popleft())
             while started:
                 yield _finish(*started.popleft())
