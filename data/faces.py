@@ -207,11 +207,17 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
 
 def _mapped(table: pa.Table) -> pa.Table:
     """The same table in a file without a name, in the system's temporary folder (TMPDIR)."""
-    with tempfile.NamedTemporaryFile(prefix="fer-faces-") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-        file.flush()
-        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+    try:
+        with tempfile.NamedTemporaryFile(prefix="fer-faces-") as file:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            file.flush()
+            return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+    except OSError as error:
+        raise FerError(
+            f"{tempfile.gettempdir()} does not take {table.nbytes:,} bytes of pictures, of which memory holds no more "
+            f"than {HELD:,} ({error.strerror or error}); make room there, or set TMPDIR to a folder on a larger disk"
+        ) from error
 
 
 def _words(column: pa.ChunkedArray) -> np.ndarray:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from efficientface import FerError
@@ -41,9 +42,7 @@ class Cache:
         """All of it, checked; without `views` the stored views are left on disk (V = 0)."""
         if self.hdf5 is None:
             return read_shards([path for path in self.shards.values() if isinstance(path, Path)], views)
-        from efficientface.cache.hdf5 import read_hdf5  # here and below, because Parquet needs no h5py
-
-        whole = read_hdf5(self.hdf5, views)
+        whole = hdf5_module().read_hdf5(self.hdf5, views)
         whole.check(str(self.hdf5))
         return whole
 
@@ -53,9 +52,14 @@ class Cache:
         if isinstance(place, Path):
             return read_shard(place, views)
         assert self.hdf5 is not None
-        from efficientface.cache.hdf5 import read_hdf5
+        return hdf5_module().read_hdf5(self.hdf5, views, place)
 
-        return read_hdf5(self.hdf5, views, place)
+
+def hdf5_module() -> ModuleType:
+    """efficientface.cache.hdf5, imported when it is asked for: Parquet needs no h5py."""
+    from efficientface.cache import hdf5
+
+    return hdf5
 
 
 def is_file(path: Path) -> bool:
@@ -73,10 +77,8 @@ def open_cache(path: Path) -> Cache:
     if is_file(path):
         if not path.is_file():
             raise FerError(f"{path} does not exist; give a cache that fer teach or fer cache convert wrote")
-        from efficientface.cache.hdf5 import check_digest, read_header
-
-        check_digest(path)
-        manifest, rows = read_header(path)
+        hdf5_module().check_digest(path)
+        manifest, rows = hdf5_module().read_header(path)
         check_manifest(manifest, path)
         files = {path.name: {"bytes": path.stat().st_size}}
         return Cache(path, home_of(path), {**manifest, "files": files}, _slices(rows), path)
@@ -121,10 +123,8 @@ def cache_in(path: Path, manifest: dict[str, Any]) -> Cache:
         return Cache(path, path, manifest, {name: path / name for name in tables})
     if names != [ONE_FILE]:
         raise FerError(f"{path} has no shards; remove it and run fer teach again")
-    from efficientface.cache.hdf5 import check_digest, read_header
-
-    check_digest(path / ONE_FILE)
-    return Cache(path, path, manifest, _slices(read_header(path / ONE_FILE)[1]), path / ONE_FILE)
+    hdf5_module().check_digest(path / ONE_FILE)
+    return Cache(path, path, manifest, _slices(hdf5_module().read_header(path / ONE_FILE)[1]), path / ONE_FILE)
 
 
 def _slices(rows: dict[str, int]) -> dict[str, Path | slice]:
@@ -138,10 +138,8 @@ def _slices(rows: dict[str, int]) -> dict[str, Path | slice]:
 
 def assemble(folder: Path, shards: Sequence[str], manifest: dict[str, Any]) -> None:
     """FOLDER/distributions.h5 from its finished Parquet shards, under a temporary name until it is whole."""
-    from efficientface.cache.hdf5 import write_hdf5
-
     with replacing(folder / ONE_FILE) as part:
-        write_hdf5(part, manifest, shards, lambda name, views: read_shard(folder / name, views))
+        hdf5_module().write_hdf5(part, manifest, shards, lambda name, views: read_shard(folder / name, views))
 
 
 def convert(source: Path, target: Path) -> dict[str, Any]:
@@ -161,12 +159,12 @@ def convert(source: Path, target: Path) -> dict[str, Any]:
     home, about = home_of(target), {name: value for name, value in cache.manifest.items() if name != "files"}
     about["made_from"] = {name: _seen_from(home, cache.folder, ref) for name, ref in about["made_from"].items()}
     if one_file:
-        from efficientface.cache.hdf5 import check_hdf5_names, write_hdf5
-
-        check_hdf5_names(keys.classes)
+        hdf5_module().check_hdf5_names(keys.classes)
         # every shard is read twice: its keys and distributions, then its views
         with replacing(target, new=True) as part, progress("converting", 2 * len(cache.shards), "shards") as advance:
-            write_hdf5(part, about, list(cache.shards), lambda name, views: _checked(cache, name, advance, views))
+            hdf5_module().write_hdf5(
+                part, about, list(cache.shards), lambda name, views: _checked(cache, name, advance, views)
+            )
         size = target.stat().st_size
     else:
         with replacing(target, new=True) as part, progress("converting", len(cache.shards), "shards") as advance:

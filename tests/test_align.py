@@ -520,6 +520,16 @@ def test_cut_shows_what_the_matrix_says(scale, angle):
     assert np.abs(align.cut(image, matrix, crop)[..., 0] - expected).max() < (3 if scale >= 1 else 6)
 
 
+@pytest.mark.parametrize("scale", [0.4, 0.9, 1.0, 2.3])
+def test_a_grey_photograph_is_cut_as_a_coloured_one_channel_by_channel(scale):
+    image = np.random.default_rng(5).integers(0, 256, (150, 120, 3), np.uint8)
+    matrix = np.array([[scale, -0.2, 7.0], [0.2, scale, -11.0]])
+    coloured = align.cut(image, matrix, 80)
+    for channel in range(3):
+        grey = align.cut(np.repeat(image[..., channel : channel + 1], 3, 2), matrix, 80)
+        np.testing.assert_array_equal(grey, np.repeat(coloured[..., channel : channel + 1], 3, 2))
+
+
 def test_cut_does_not_alias_when_it_shrinks():
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
     matrix = np.array([[0.125, 0, 0], [0, 0.125, 0]])

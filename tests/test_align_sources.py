@@ -21,6 +21,7 @@ from efficientface.pipeline import align
 from efficientface.pipeline.artifact import data_files, read_manifest, write_manifest
 from efficientface.pipeline.config import AlignConfig
 from efficientface.pipeline.photographs import named_sources
+from efficientface.pipeline.verify_run import verify
 
 RNG = np.random.default_rng(0)
 NOISE = [cv2.resize(RNG.integers(0, 256, (12, 12, 3), np.uint8), (48, 48)) for _ in range(12)]  # smooth, all different
@@ -285,3 +286,36 @@ def test_photographs_in_two_splits_are_told_and_listed(tmp_path, caplog):
     ]
     assert (listed["bits"] < 0).tolist() == [True, False, False]
     assert align.run(photos, tmp_path / "run", AS_GIVEN)["duplicates"] == summary["duplicates"]
+
+
+def test_the_list_of_duplicates_is_replaced_with_its_faces(tmp_path, monkeypatch):
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    for k in range(4):
+        save(photos / f"train/{'happy' if k % 2 else 'sad'}/{k}.png", NOISE[k])
+    for name in ("happy", "sad"):
+        save(photos / f"test/{name}/other.png", NOISE[7 if name == "sad" else 6])
+    twin = photos / "test/happy/again 0.png"
+    save(twin, NOISE[0])
+    align.run(photos, run, AS_GIVEN)
+    listed = (run / "duplicates.csv").read_bytes()
+    twin.unlink()
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args, **more):
+        raise Killed
+
+    with monkeypatch.context() as patched:  # after the duplicates were looked for
+        patched.setattr(align, "write_manifest", killed)
+        with pytest.raises(Killed):
+            align.run(photos, run, AS_GIVEN, replace=True)
+    assert (run / "duplicates.csv").read_bytes() == listed
+    assert [check["state"] for check in verify(run)["checks"] if check["check"] == "duplicates"] == ["ok"]
+    align.run(photos, run, AS_GIVEN, replace=True)
+    assert {path.name for path in run.iterdir()} <= {"faces", ".align.lock"}
+    save(twin, NOISE[0])
+    align.run(photos, run, AS_GIVEN, replace=True)
+    assert (run / "duplicates.csv").read_bytes() == listed
+    assert not (run / "faces" / "duplicates.csv").exists()
+    assert verify(run)["failed"] == 0

@@ -32,6 +32,7 @@ from efficientface.pipeline.config import DistillConfig, TeachConfig, parse_sour
 from efficientface.pipeline.folds import assign_folds
 from efficientface.pipeline.issues import issues
 from efficientface.pipeline.predict import predict
+from efficientface.pipeline.status import status
 from efficientface.pipeline.verify import verify
 
 SMALL = {"size": 32, "schedule": "onecycle", "min_area": 0.5, "workers": 1}
@@ -396,10 +397,13 @@ def test_labelling_goes_on_only_as_it_was_begun(run, monkeypatch):
     (out / "plan.json").write_text(plan[:20])
     with pytest.raises(FerError, match=rf"{out}/plan.json is damaged; remove {out} and run fer teach again"):
         teach.run(run, replace(TEACH, cache="begun"))
-    (out / "plan.json").write_text(plan)
+    about = json.loads(plan)
+    about["facts"]["device"] = "cuda"  # as if the first shard were a GPU's
+    (out / "plan.json").write_text(json.dumps(about))
     (out / ".part-00001.parquet.999999999.part").write_bytes(b"of a process that was killed")
     teach.run(run, replace(TEACH, cache="begun"))
     assert not list(out.glob(".*"))
+    assert read_manifest(out, "distributions")["facts"]["device"] == "cuda"
     np.testing.assert_array_equal(cached(out).view_distribution, cached(run / "distributions").view_distribution)
 
 
@@ -407,6 +411,23 @@ def test_labels_and_votes_are_no_judges_of_labels(run, folded):
     teach.run(run, replace(TEACH, source="0.5*votes+0.5*ldg", cache="mixed"))
     with pytest.raises(FerError, match=r"distributions-mixed holds 0\.5\*votes\+0\.5\*ldg, and labels or votes in a"):
         issues(run / "distributions-mixed")
+
+
+def test_what_was_made_from_faces_says_which_were_read(run, tmp_path, monkeypatch):
+    """Others take their place while the teacher is trained."""
+    before, real = digest_of(run / "faces"), teach.cache_distributions
+
+    def later(*args, **more):
+        shutil.rmtree(run / "faces")
+        write_faces(run, count=48)
+        return real(*args, **more)
+
+    shutil.rmtree(run / "distributions")
+    monkeypatch.setattr(teach, "cache_distributions", later)
+    teach.run(run, TEACH)
+    assert digest_of(run / "faces") != before
+    assert read_manifest(run / "distributions", "distributions")["made_from"]["faces"]["manifest"] == before
+    assert {stage["stage"]: stage["state"] for stage in status(run)["stages"]}["distributions"] == "stale"
 
 
 def test_a_cache_from_before_the_faces_were_split_anew_is_refused(run):
