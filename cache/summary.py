@@ -41,9 +41,8 @@ def agreement(cached: Distributions) -> np.ndarray:
     return cached.canonical.argmax(1) == cached.label
 
 
-def by_label(cached: Distributions) -> list[LabelSummary]:
-    """One summary a class in their order, then one for the faces without a label."""
-    agree, nats = agreement(cached), entropy(cached.canonical)
+def by_label(cached: Distributions, agree: np.ndarray, nats: np.ndarray) -> list[LabelSummary]:
+    """One summary a class in their order, then one for the faces without a label; (N,) `agreement` and `entropy`."""
     summaries = []
     for label in (*range(len(cached.classes)), -1):
         rows = cached.label == label

@@ -4,7 +4,7 @@ import bisect
 import difflib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from efficientface import FerError, untrusted
-from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions
+from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, text_array
 from efficientface.cache.summary import (
     agreement,
     by_label,
@@ -275,7 +275,7 @@ def statuses(table: pa.Table) -> list[dict[str, Any]]:
     return found
 
 
-def in_order(splits: Counter[str]) -> list[str]:
+def in_order(splits: Iterable[str]) -> list[str]:
     """Split names: training, validation, test, then others by name."""
     usual = ("train", "val", "test")
     return sorted(splits, key=lambda name: (usual.index(name) if name in usual else len(usual), name))
@@ -290,9 +290,9 @@ def inspect_distributions(folder: Path, manifest: dict[str, Any]) -> dict[str, A
     facts, classes = manifest["facts"], cached.classes
     agree, nats, labelled = agreement(cached), entropy(cached.canonical), cached.label >= 0
     most = math.log(len(classes)) if len(classes) > 1 else 1.0
-    counts = Counter("" if split is None else split for split in cached.split.tolist())
+    names = {split.as_py() or "" for split in text_array(cached.split).unique()}
     splits = []
-    for name in in_order(counts):
+    for name in in_order(names):
         rows = cached.split == (name or None)
         splits.append({"split": name, **counted(rows, labelled, agree, nats)})
     folds, in_fold = np.unique(cached.fold, return_counts=True)
@@ -305,7 +305,7 @@ def inspect_distributions(folder: Path, manifest: dict[str, Any]) -> dict[str, A
             "entropy": part.entropy,
             "mean": part.mean,
         }
-        for part in by_label(cached)
+        for part in by_label(cached, agree, nats)
     ]
     return {
         "faces": len(cached),
