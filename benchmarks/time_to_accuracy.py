@@ -142,7 +142,8 @@ def measure(run: Path, work: Path, options: argparse.Namespace) -> list[float]:
     cached: dict[str, Any] = {"cache": "fast"} | ({"epochs": options.fast_epochs} if options.fast_epochs else {})
     ratios = []
     for seed in options.seeds:
-        common: dict[str, Any] = {"seed": seed, "size": options.size, "batch_size": options.batch_size}
+        common: dict[str, Any] = {"seed": seed, "size": options.size}
+        common |= {"batch_size": options.batch_size} if options.batch_size else {}
         soon = train(
             run, with_preset(DistillConfig, None, "fast", name=f"fast-{seed}", **cached, **common), (seconds, cpu)
         )
@@ -165,7 +166,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--size", type=int, default=64, help="pixels a side")
     parser.add_argument("--epochs", type=int, default=30, help="of the paper's side")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, help="in place of the recipes' own")
     parser.add_argument("--fast-epochs", type=int, help="in place of the recipe's own")
     options = parser.parse_args(words)
     with nullcontext(options.work) if options.work else tempfile.TemporaryDirectory() as work:

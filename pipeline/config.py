@@ -276,7 +276,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     ),
     "fast": {
         "teach": {**_ONE_CYCLE, "epochs": 16, "lr": 0.8, "views": 0},
-        "distill": {**_ONE_CYCLE, "epochs": 6, "lr": 1.0},
+        "distill": {**_ONE_CYCLE, "epochs": 4, "lr": 1.0, "batch_size": 64, "min_area": 0.8},
     },
 }
 Trained = TypeVar("Trained", bound=TrainConfig)

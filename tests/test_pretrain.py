@@ -330,8 +330,8 @@ def test_what_is_typed_wins_also_if_it_is_a_default(configured):
 
 def test_a_recipe_wins_over_the_preset_and_what_is_typed_over_both(configured):
     config = configured("distill", "--preset", "caer-s", "--recipe", "fast", "--lr", 0.5)
-    assert (config.schedule, config.min_area, config.epochs, config.lr) == ("onecycle", 0.5, 6, 0.5)
-    assert (config.normalisation, config.size, config.batch_size) == ("caer-s", 224, 128)
+    assert (config.schedule, config.min_area, config.epochs, config.lr) == ("onecycle", 0.8, 4, 0.5)
+    assert (config.normalisation, config.size, config.batch_size) == ("caer-s", 224, 64)
     assert config.origin == {
         "preset": {"name": "caer-s", "given": ["lr"]},
         "recipe": {"name": "fast", "given": ["lr"]},
