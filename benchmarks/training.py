@@ -3,20 +3,22 @@
     python benchmarks/training.py --faces 1024 --pairs 5
 
 Whole epochs with decoding and augmentation on drawn faces, JPEG as `fer align` writes them. `cache` is what `fer
-distill` does: train_epoch on stored views; `cache, pictures ready` the same on batches that were cut before, so that
-the difference is what decoding and cutting take. `online` does what zengqunzhao/EfficientFace does, written anew:
-images from a folder, torchvision's RandomResizedCrop, flip and normalisation in workers, a ResNet-50's answer about
-every batch, then the student's step; maps in torch's usual order of memory, the four local branches one after another,
-channels shuffled by a view and a transposition. `online, allocator mended` is the same with glibc told to keep freed
-memory, as `fer` tells it. Each is a process of its own, warmed up by an epoch, and they take turns. Seconds are the
-clock's; where others use the machine, CPU seconds say more.
+distill` does: train_epoch on stored views, and of its seconds those that its steps wait for pictures. `cache, pictures
+ready` is the same on batches that were cut before: the difference has whatever else decoding and cutting take from an
+epoch, and the noise of two. `online` does what zengqunzhao/EfficientFace does, written anew: images from a folder,
+torchvision's RandomResizedCrop, flip and normalisation in workers, a ResNet-50's answer about every batch, then the
+student's step; maps in torch's usual order of memory, the four local branches one after another, channels shuffled by
+a view and a transposition. `online, allocator mended` is the same with glibc told to keep freed memory, as `fer` tells
+it. Each is a process of its own, warmed up by an epoch, and they take turns. Seconds are the clock's; where others use
+the machine, CPU seconds say more.
 """
 
 import argparse
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,23 +74,32 @@ def from_the_cache(folder: Path, batch: int, workers: int, ready: bool) -> Calla
     optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     facts = {"mean": MEAN, "std": STD, "crop": CROP}
-    views, kept = train.view_batches, list[tuple[np.ndarray, Tensor]]()
+    views, kept, waits = train.view_batches, list[tuple[np.ndarray, Tensor]](), list[float]()
 
     def once(*asked: Any) -> Iterable[tuple[np.ndarray, Tensor]]:
         if not kept:
             kept.extend((places, images.clone()) for places, images in views(*asked))
         return kept
 
-    if ready:
-        train.view_batches = once
+    def timed(*asked: Any) -> Iterator[tuple[np.ndarray, Tensor]]:
+        coming, more = views(*asked), True
+        while more:
+            began = time.perf_counter()
+            batch = next(coming, None)
+            waits.append(time.perf_counter() - began)
+            if more := batch is not None:
+                yield batch
+
+    train.view_batches = once if ready else timed
 
     def epoch() -> dict[str, Any]:
+        waits.clear()
         rows = train.epoch_order(faces.label, config, 0)
         lesson = train.Lesson(boxes[rows], flips[rows], targets[rows])
         train.train_epoch(
             model, optimizer, scaler, faces, rows, lesson, distribution_loss, 0, config, facts, (0, 1)
         )  # fmt: skip
-        return {}
+        return {"waited": sum(waits)}
 
     return epoch
 
@@ -163,10 +174,12 @@ def main() -> None:
         middle = statistics.median(run["seconds"] for run in runs)
         against = " | ".join(ratios(runs, found[RIVALS[0]], what) for what in ("seconds", "cpu"))
         print(f"| {name} | {middle:.1f} | {options.faces / middle:.1f} | {against} |")
+    shares = {"waiting for pictures": [run["waited"] / run["seconds"] for run in alone[RIVALS[0]]]}
     for what in ("seconds", "cpu"):
-        shares = [1 - ready[what] / whole[what] for whole, ready in zip(alone[RIVALS[0]], alone[READY], strict=True)]
-        middle, lowest, highest = statistics.median(shares), min(shares), max(shares)
-        print(f"\ndecoding and cutting: {middle:.1%} of an epoch's {what} ({lowest:.1%} to {highest:.1%})")
+        pairs = zip(alone[RIVALS[0]], alone[READY], strict=True)
+        shares[f"{what} beyond an epoch with pictures ready"] = [1 - ready[what] / run[what] for run, ready in pairs]
+    for name, parts in shares.items():
+        print(f"\n{name}: {statistics.median(parts):.1%} of an epoch ({min(parts):.1%} to {max(parts):.1%})")
 
 
 if __name__ == "__main__":
