@@ -64,7 +64,7 @@ site: $(STAMP)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -d $(SITE).doctrees docs $(SITE)
 	$(BIN)/python tests/check_site.py $(SITE)
 
-# The tables of docs/performance.md, of docs/results.md ("The cache", of three: some five minutes), of docs/scaling.md and of
+# The tables of docs/performance.md, of docs/results.md ("The cache", of three), of docs/scaling.md and of
 # docs/reliability.md ("Long runs") at smaller sizes. For ten million faces: benchmarks/scale.py --faces 10000000
 bench: $(STAMP)
 	$(BIN)/python benchmarks/alignment.py

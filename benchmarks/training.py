@@ -82,13 +82,14 @@ def from_the_cache(folder: Path, batch: int, workers: int, ready: bool) -> Calla
         return kept
 
     def timed(*asked: Any) -> Iterator[tuple[np.ndarray, Tensor]]:
-        coming, more = views(*asked), True
-        while more:
+        coming = views(*asked)
+        while True:
             began = time.perf_counter()
             batch = next(coming, None)
             waits.append(time.perf_counter() - began)
-            if more := batch is not None:
-                yield batch
+            if batch is None:
+                return
+            yield batch
 
     train.view_batches = once if ready else timed
 

@@ -342,7 +342,7 @@ def test_the_cameras_window_shows_bars_and_closes(screen, model, tmp_path, ways)
                 if (abs(pixels[:, 2::-1] - (0x4C, 0x9B, 0xE8)).sum(1) < 30).sum() > 300:
                     return window
                 # Where no window manager runs, Qt may take the window for out of sight, and paint nothing, until it
-                # comes into sight once more: of 24 windows here some five stayed black, beside openbox none did.
+                # comes into sight once more: a third of them stayed black here, and none of 24 beside openbox.
                 window.unmap()
                 window.map()
                 screen.sync()
