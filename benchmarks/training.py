@@ -36,8 +36,9 @@ from efficientface.data.views import draw_views
 from efficientface.models import efficientface
 from efficientface.pipeline import train
 from efficientface.pipeline.config import DistillConfig
-from efficientface.pipeline.device import keep_freed_memory, prepare
+from efficientface.pipeline.device import prepare
 from efficientface.pipeline.losses import distribution_loss
+from efficientface.pipeline.memory import keep_freed_memory
 
 CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 CROP = 224

@@ -56,6 +56,7 @@ from efficientface.pipeline.artifact import (
 from efficientface.pipeline.cluster import carry_out, check_seen, connected
 from efficientface.pipeline.config import AlignConfig, Job
 from efficientface.pipeline.jobs import JOBS, refuse_other_job
+from efficientface.pipeline.memory import keep_freed_memory
 from efficientface.pipeline.photographs import Inputs, Photo, digest_of_all, digests_of, read_inputs
 from efficientface.pipeline.progress import progress, working
 from efficientface.pipeline.show import harmless
@@ -367,6 +368,7 @@ class PortionTask:
                 f"the worker on {HOST} does not see {first.name} as it is here; give sources that all machines share"
             )
         cv2.setNumThreads(1)
+        keep_freed_memory()
         aligner = aligner_of(self.stores, self.config)
         done = ((photo, aligner.summed(photo)) for photo in self.photos)
         write_shard(self.path, done, self.classes, self.plan, lambda count: None)
@@ -404,6 +406,7 @@ def portions_of(inputs: Inputs, plan: dict[str, Any], job: Job | None = None) ->
 @contextmanager
 def threads(workers: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of threads that align, one a photograph; OpenCV's own would only get into their way."""
+    keep_freed_memory()
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

