@@ -16,6 +16,8 @@ import numpy as np
 import onnxruntime
 from retinaface.weights import WEIGHTS
 
+from efficientface.data.photos import thinned
+
 # The network's published constants.
 _STEPS = ((8, (16, 32)), (16, (64, 128)), (32, (256, 512)))  # stride in pixels, sides of its two square priors
 _CENTRE_VARIANCE, _SIZE_VARIANCE = 0.1, 0.2
@@ -73,32 +75,29 @@ class Detector:
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """The faces in (H, W, 3) uint8 RGB, best score first."""
-        height, width = image.shape[:2]
-        for scaled, border in self._attempts(image):
+        for scaled, border, scale in self._attempts(image):
             found = self._detect_as_is(scaled)
             if found:
-                size = np.array([scaled.shape[1], scaled.shape[0]]) - 2 * border
-                scale = size / (width, height)  # a side is a whole number of pixels, so the two differ a little
                 return [
                     Detection((d.box - border) / np.tile(scale, 2), (d.landmarks - border) / scale, d.score)
                     for d in found
                 ]
         return []
 
-    def _attempts(self, image: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        """The image as the network is to see it and its border in pixels, the likeliest way first.
+    def _attempts(self, image: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        """The image as the network is to see it, its border in pixels, and its scale (2,) x, y, the likeliest first.
 
         A face that fills the frame is found more often with a black border around it or at another size, a small
         one in a large photograph at more of its resolution.
         """
         longer = max(image.shape[:2])
         size = min(max(longer, SMALLEST), self._detect_size)
-        yield _resize(image, size / longer), 0
-        yield _bordered(_resize(image, SMALLEST / longer), BORDER), BORDER
-        for other in RETRY_SIZES:
-            yield _resize(image, other / longer), 0
+        sizes = [(size, 0), (SMALLEST, BORDER), *((other, 0) for other in RETRY_SIZES)]
         if longer > self._detect_size:
-            yield _resize(image, min(longer, 2 * self._detect_size) / longer), 0
+            sizes.append((min(longer, 2 * self._detect_size), 0))
+        for size, border in sizes:
+            scaled, scale = _resize(image, size / longer)
+            yield _bordered(scaled, border) if border else scaled, border, scale
 
     def _detect_as_is(self, image: np.ndarray) -> list[Detection]:
         height, width = image.shape[:2]
@@ -159,11 +158,14 @@ def keep_apart(boxes: np.ndarray, overlap: float) -> list[int]:
     return kept
 
 
-def _resize(image: np.ndarray, scale: float) -> np.ndarray:
+def _resize(image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """The image, its sides rounded to whole pixels, and so how many of these a pixel has become, (2,) x, y."""
     if scale == 1:
-        return image
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        return image, np.ones(2)
+    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    part, square = thinned(image, 1 / scale)
+    resized = cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    return resized, np.array(size) / (np.array(part.shape[1::-1]) * square)
 
 
 def _bordered(image: np.ndarray, border: int) -> np.ndarray:

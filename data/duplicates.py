@@ -10,7 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from efficientface.data.photos import thinned
+
 SIDE = 16
+PIXELS = 8  # a side of what becomes one of these, at least, when a large photograph has been thinned
 NEAR = 16  # of the 256 bits: what that finds and misses was measured, see docs/datasets.md
 PAIRS = 1 << 20  # hashes compared at a time
 TOLD = ("face_id", "split", "label")  # of a photograph and of its twin
@@ -21,7 +24,8 @@ def dhash(image: np.ndarray) -> str:
 
     A bit is set where a pixel of the picture, grey and shrunk to 17 x 16 by area, is darker than its right neighbour.
     """
-    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA)
+    grey, _ = thinned(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), min(image.shape[:2]) / (SIDE * PIXELS))
+    grey = cv2.resize(grey, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA)
     return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
 
 

@@ -33,7 +33,7 @@ from efficientface.data.faces import STATUSES, decode_face, face_table, hash_ima
 from efficientface.data.geometry import head_pose, scale_of, similarity, template, transform
 from efficientface.data.layouts.files import plural
 from efficientface.data.layouts.listing import Box
-from efficientface.data.photos import Photos, Unreadable, decode_photo, is_grey
+from efficientface.data.photos import Photos, Unreadable, decode_photo, is_grey, thinned
 from efficientface.pipeline.artifact import (
     DIGEST,
     HOST,
@@ -602,6 +602,8 @@ def cut(image: np.ndarray, matrix: np.ndarray, crop: int) -> np.ndarray:
     if grey:
         part = np.ascontiguousarray(part[..., 0])
     if scale < 1:
+        part, square = thinned(part, 1 / scale)
+        last = first + np.array(part.shape[1::-1]) * square
         size = np.rint((last - first) * scale).clip(1).astype(int)
         part = cv2.resize(part, size.tolist(), interpolation=cv2.INTER_AREA)
     linear = matrix[:, :2] / (np.array(part.shape[1::-1]) / (last - first))

@@ -479,11 +479,11 @@ def test_names_that_are_not_utf8_pass_through(tmp_path):
 # --- cutting ----------------------------------------------------------------------------------------------------
 
 
-def smooth(height, width):
+def smooth(height, width, coarse=1):
     """A pattern given by a formula of continuous coordinates, and that formula."""
 
     def value(x, y):
-        return 128 + 60 * np.sin(x / 9) + 50 * np.cos(y / 7)
+        return 128 + 60 * np.sin(x / 9 / coarse) + 50 * np.cos(y / 7 / coarse)
 
     y, x = np.mgrid[:height, :width] + 0.5
     return np.repeat(np.rint(value(x, y))[..., np.newaxis], 3, axis=2).astype(np.uint8), value
@@ -518,6 +518,20 @@ def test_cut_shows_what_the_matrix_says(scale, angle):
     back = transform(cv2.invertAffineTransform(matrix), np.column_stack([x.ravel(), y.ravel()]))
     expected = value(*back.T).reshape(crop, crop)
     assert np.abs(align.cut(image, matrix, crop)[..., 0] - expected).max() < (3 if scale >= 1 else 6)
+
+
+@pytest.mark.parametrize("factor", [5.9, 6.1, 11.3, 30.7])
+def test_a_large_photograph_is_cut_where_its_matrix_says(factor):
+    """Its squares of pixels, averaged first, shift nothing, whatever of it they leave out."""
+    crop = 80
+    height, width = int(1.3 * crop * factor), int(1.2 * crop * factor)
+    image, value = smooth(height, width, coarse=factor)
+    turn = np.array([[np.cos(0.1), -np.sin(0.1)], [np.sin(0.1), np.cos(0.1)]]) / factor
+    matrix = np.column_stack([turn, crop / 2 - turn @ (width / 2 + 0.3, height / 2 - 0.2)])
+    y, x = np.mgrid[:crop, :crop] + 0.5
+    back = transform(cv2.invertAffineTransform(matrix), np.column_stack([x.ravel(), y.ravel()]))
+    expected = value(*back.T).reshape(crop, crop)
+    assert np.abs(align.cut(image, matrix, crop)[..., 0] - expected).max() < 2
 
 
 @pytest.mark.parametrize("scale", [0.4, 0.9, 1.0, 2.3])

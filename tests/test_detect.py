@@ -58,7 +58,7 @@ def test_finds_both_faces_of_a_scene_where_they_are(detector, scene):
         assert eye_left[1] < nose[1] < mouth_left[1]
 
 
-@pytest.mark.parametrize("size", [(48, 48), (1200, 1200), (700, 1500)])
+@pytest.mark.parametrize("size", [(48, 48), (1200, 1200), (700, 1500), (3001, 4003)])
 def test_small_and_large_photographs_answer_in_their_own_pixels(detector, size):
     height, width = size
     side = min(size)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientface.data.photos import Unreadable, decode_photo, is_grey, read_photo
+from efficientface.data.photos import Unreadable, decode_photo, is_grey, read_photo, thinned
 
 # red, green over blue, white: every turn and mirroring looks different
 CORNERS = np.array([[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]], np.uint8)
@@ -72,6 +72,27 @@ def test_grey_becomes_three_equal_channels():
 def test_a_grey_jpeg_stored_in_colour_counts_as_grey():
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
     assert is_grey(decode_photo(encoded(ramp, "jpeg")))
+
+
+def test_one_coloured_pixel_in_a_row_that_is_no_sample_is_seen():
+    image = np.full((100, 40, 3), 7, np.uint8)
+    image[50, 3, 1] = 8
+    assert not is_grey(image)
+
+
+@pytest.mark.parametrize("shape", [(63, 85, 3), (63, 85)])
+def test_thinned_pixels_are_means_of_whole_squares(shape):
+    image = np.random.default_rng(2).integers(0, 256, shape, np.uint8)
+    found, side = thinned(image, 9.9)
+    assert side == 4  # so that 2.475 is left
+    means = image[:60, :84].reshape(15, 4, 21, 4, -1).mean((1, 3))
+    assert np.abs(found.reshape(means.shape) - means).max() <= 0.5
+
+
+@pytest.mark.parametrize(("shape", "factor"), [((90, 90), 5.9), ((90, 90), 0.3), ((2, 500), 80.0), ((500, 1), 80.0)])
+def test_little_and_narrow_pictures_are_not_thinned(shape, factor):
+    image = np.zeros(shape, np.uint8)
+    assert thinned(image, factor) == (image, 1)
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
