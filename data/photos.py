@@ -136,7 +136,7 @@ def thinned(image: np.ndarray, factor: float) -> tuple[np.ndarray, int]:
     factor are left to do, so that those decide how the result looks. Rows and columns that fill no square are left
     out. S is 1, and the image as it was, where little would be gained.
     """
-    side = min(int(factor / 2), *image.shape[:2])
+    side = int(min(factor / 2, *image.shape[:2]))
     if side < 3:  # of 2 x 2 pixels OpenCV always rounds halves up
         return image, 1
     height, width = (length // side for length in image.shape[:2])
@@ -154,7 +154,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
     """A loaded image of any mode as (H, W, 3) uint8 RGB, some rows at a time: the largest would take gigabytes."""
     width, height = image.size
     if width * height <= _AT_ONCE:
-        return _rgb_pixels(image)
+        return np.require(_rgb_pixels(image), requirements="W")
     pixels = np.empty((height, width, 3), np.uint8)
     rows = max(1, _AT_ONCE // width)
     for top in range(0, height, rows):
@@ -166,7 +166,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def _rgb_pixels(image: Image.Image) -> np.ndarray:
     if image.mode == "L" and not image.has_transparency_data:
         return cv2.cvtColor(np.asarray(image), cv2.COLOR_GRAY2RGB)  # a fifth of Pillow's time
-    return np.array(_to_rgb(image))
+    return np.asarray(_to_rgb(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
