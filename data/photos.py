@@ -164,6 +164,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _rgb_pixels(image: Image.Image) -> np.ndarray:
+    """A loaded image of any mode as (H, W, 3) uint8 RGB, which may be read-only."""
     if image.mode == "L" and not image.has_transparency_data:
         return cv2.cvtColor(np.asarray(image), cv2.COLOR_GRAY2RGB)  # a fifth of Pillow's time
     return np.asarray(_to_rgb(image))
