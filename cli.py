@@ -554,6 +554,12 @@ def align(
 @setting(TeachConfig, "format", "Of the cache: shards, or one file.", type=click.Choice(["parquet", "hdf5"]))
 @setting(TeachConfig, "source", "What distributions are: ldg, votes, smooth:E, or a sum such as 0.5*votes+0.5*ldg.")
 @setting(TeachConfig, "folds", "Teachers trained out of fold, each asked about faces it has not seen; 0 for one.")
+@setting(
+    TeachConfig,
+    "covers",
+    "Faces that get a distribution; train: the labelled training faces.",
+    type=click.Choice(["all", "train"]),
+)
 @click.option("--calibrate", is_flag=True, help="Fit a temperature on --choose-on and note it in the cache.")
 @click.option("--add-views", "more_views", type=click.IntRange(1), help="Only add so many views to a finished cache.")
 @click.option(

@@ -44,7 +44,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("epochs", "train_faces"), (int,)),
     **dict.fromkeys(("min_area", "eye_distance", "lr", "temperature"), NUMBER),
     **dict.fromkeys(("source", "chosen_on", "init", "cache", "name", "loss", "arch", "teacher_arch"), (str,)),
-    "label_precision": (str,),
+    **dict.fromkeys(("label_precision", "covers"), (str,)),
     **dict.fromkeys(("best", "labels", "splits", "statuses", "unreadable", "decoders", "calibration"), (dict,)),
     **dict.fromkeys(("mean", "std"), THREE),
     **dict.fromkeys(("notes", "duplicates"), (list,)),

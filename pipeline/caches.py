@@ -108,6 +108,11 @@ def check_manifest(manifest: dict[str, Any], path: Path, kind: str = "distributi
         )
 
 
+def why_left_out(settings: dict[str, Any]) -> str:
+    """What is true of the faces that a cache with these settings has no row for."""
+    return "not labelled training faces" if settings.get("covers") == "train" else "without votes or a label"
+
+
 def asked_teachers(manifest: dict[str, Any]) -> list[dict[str, str]]:
     """How a cache's manifest refers to the teachers that were asked, in their order: that of fold K is the K-th."""
     names = [name for name in manifest["made_from"] if name.partition("-")[0] == "teacher"]

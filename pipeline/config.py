@@ -155,6 +155,7 @@ class TeachConfig(TrainConfig):
     source: str = "ldg"  # of the distributions: ldg, votes, smooth:E, or a weighted sum such as 0.5*votes+0.5*ldg
     folds: int = 0  # teachers trained out of fold, each answering for the faces it has not seen; 0: one, for all faces
     calibrate: bool = False  # fit a temperature on `choose_on` and note it in the cache's manifest
+    covers: str = "all"  # faces that get a distribution: `all`, or `train`, the labelled training faces
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,8 +164,11 @@ class TeachConfig(TrainConfig):
             raise FerError(f"--folds trains teachers, but --source {self.source} asks none; leave one of them out")
         if self.calibrate and self.source != "ldg":
             raise FerError(f"--calibrate is about a teacher's answers, not about --source {self.source}; leave it out")
+        if self.calibrate and self.covers == "train" and not self.folds:
+            raise FerError("--calibrate needs answers about faces that --covers train leaves out; give --covers all")
         if self.folds:
             _within("--folds", self.folds, 2, 100)
+        _one_of("--covers", self.covers, ("all", "train"))
         _one_of("--format", self.format, ("parquet", "hdf5"))
         _one_of("--label-precision", self.label_precision, ("fp32", "bf16"))
         _within("--views", self.views, 0, 1000)
@@ -264,7 +268,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 # Ways of training, for any data set and network: `paper` is the reference, and the defaults; `fast` is short, and its
-# teacher is asked once a face (docs/performance.md has what was tried for it).
+# teacher is asked once a training face (docs/performance.md has what was tried for it).
 _ONE_CYCLE: dict[str, Any] = {"schedule": "onecycle", "min_area": 0.5}
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "paper": dict.fromkeys(
@@ -275,7 +279,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         },
     ),
     "fast": {
-        "teach": {**_ONE_CYCLE, "epochs": 16, "lr": 0.8, "views": 0},
+        "teach": {**_ONE_CYCLE, "epochs": 16, "lr": 0.8, "views": 0, "covers": "train"},
         "distill": {**_ONE_CYCLE, "epochs": 4, "lr": 1.0, "batch_size": 64, "min_area": 0.8},
     },
 }

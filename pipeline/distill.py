@@ -209,7 +209,16 @@ def training_faces(inputs: Inputs, cached: Distributions | None, config: Distill
     """Labelled training faces, or with --unlabelled every training face that has a distribution."""
     if config.unlabelled:
         train = inputs.faces.select(inputs.faces.split == "train")
-        return train if cached is None else train.select(cached.has(train.face_id))
+        if cached is None:
+            return train
+        known = cached.has(train.face_id)
+        unlabelled = train.label < 0
+        if unlabelled.any() and not (known & unlabelled).any():
+            raise FerError(
+                f"none of the {int(unlabelled.sum()):,} training faces without a label has a distribution; leave out "
+                "--unlabelled, or give the --cache of a teacher that was asked about all (fer teach --covers all)"
+            )
+        return train.select(known)
     train = inputs.labelled("train")
     if config.loss == "sll":
         check_classes(train, inputs.folder)

@@ -44,7 +44,7 @@ from efficientface.pipeline.artifact import (
     write_json,
     write_manifest,
 )
-from efficientface.pipeline.caches import ONE_FILE, asked_teachers, assemble, open_cache
+from efficientface.pipeline.caches import ONE_FILE, asked_teachers, assemble, open_cache, why_left_out
 from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.cluster import carry_out, check_seen
 from efficientface.pipeline.config import Job, TeachConfig, parse_source
@@ -160,9 +160,9 @@ def cache_distributions(
     """Write the canonical distribution and V replay views of every usable face to `out`, a shard at a time.
 
     folders: the teachers that the source asks, none if it asks none; fold: (N,) of each face the teacher that has not
-    seen it, see folds.py, None without folds. Faces that the source says nothing about (no votes, no label) are
-    left out, and counted. With `job` only the shards of that job are made; merge.py does the rest. `client`, of Dask,
-    has them made by its workers.
+    seen it, see folds.py, None without folds. Faces that the source says nothing about (no votes, no label), or that
+    `covers` does not name, are left out, and counted. With `job` only the shards of that job are made; merge.py does
+    the rest. `client`, of Dask, has them made by its workers.
     """
     weights = parse_source(config.source)
     if config.views and not folders:
@@ -174,6 +174,7 @@ def cache_distributions(
         "views": config.views if folders else 0,
         "seed": config.seed,
         "min_area": config.min_area,
+        "covers": config.covers,
         "label_batch": config.label_batch,
         "label_precision": config.label_precision if folders else "fp32",
         "shard_faces": config.shard_faces,
@@ -192,6 +193,8 @@ def cache_distributions(
             judged["against_fp32"] = against_fp32(teachers, inputs, fold)
     known = said_without_teacher(inputs.faces, weights)
     sayable = np.isfinite(known).all(1)
+    if config.covers == "train":
+        sayable &= inputs.labelled_rows("train")
     plan = {
         "settings": settings,
         "made_from": {name: reference["manifest"] for name, reference in made_from.items()},
@@ -211,9 +214,10 @@ def cache_distributions(
     meet()
     if not sayable.all():
         log.info(
-            "distributions: %s of %s faces left out, without votes or a label",
+            "distributions: %s of %s faces left out, %s",
             f"{int((~sayable).sum()):,}",
             f"{len(sayable):,}",
+            why_left_out(settings),
         )
     faces, known = inputs.faces.select(sayable), known[sayable]
     if fold is not None:

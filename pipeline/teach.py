@@ -39,6 +39,7 @@ AS_IT_IS = "give --checkpoint to use it as it is, or remove it to train anew"
 # TeachConfig's fields that shape distributions/ and not the teacher
 LABELLING = (
     *("views", "label_batch", "label_precision", "shard_faces", "cache", "format", "source", "folds", "calibrate"),
+    "covers",
 )
 
 

@@ -26,7 +26,16 @@ from efficientface.pipeline.artifact import (
     is_listing,
     read_manifest,
 )
-from efficientface.pipeline.caches import ONE_FILE, Cache, asked_teachers, cache_in, check_manifest, is_file, open_cache
+from efficientface.pipeline.caches import (
+    ONE_FILE,
+    Cache,
+    asked_teachers,
+    cache_in,
+    check_manifest,
+    is_file,
+    open_cache,
+    why_left_out,
+)
 from efficientface.pipeline.progress import progress
 from efficientface.pipeline.status import sources_of
 
@@ -394,12 +403,12 @@ def _faces(cache: Cache, keys: Distributions, report: Report) -> int | None:
         wrong["distributions without a face"] = keys.face_id[~seen].tolist()
     left_out = int(cache.manifest["facts"].get("left_out", 0))
     if left_out and len(wrong.get("faces without a distribution", [])) == left_out:
-        del wrong["faces without a distribution"]  # the source says nothing about them, as the manifest says
+        del wrong["faces without a distribution"]  # none was to be made, as the manifest says
     findings += [f"{len(ids)} {what}, first {ids[0]}" for what, ids in wrong.items()]
     changed = " (its manifest is another now)" if source["state"] == "changed" else ""
     fine = f"{int(seen.sum()):,} pictures hashed again, ids, splits and labels as there{changed}"
     if left_out:
-        fine += f"; {left_out:,} faces left out, without votes or a label"
+        fine += f"; {left_out:,} faces left out, {why_left_out(cache.manifest['settings'])}"
     report.add("faces", findings, fine)
     return int(made["settings"]["crop"]) if "crop" in made["settings"] else None
 

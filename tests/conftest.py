@@ -25,7 +25,9 @@ def picture(label: int, rng: np.random.Generator, side: int = 64) -> np.ndarray:
     return image
 
 
-def write_faces(run, count: int = 60, classes=CLASSES, seed: int = 0, shards: int = 2, crop: int = 64, layout=None):
+def write_faces(
+    run, count: int = 60, classes=CLASSES, seed: int = 0, shards: int = 2, crop: int = 64, layout=None, unlabelled=()
+):
     """RUN/faces with `count` pictures over all classes: about 60 % train, 20 % val, 20 % test; returns its folder."""
     import pyarrow.parquet as pq
 
@@ -43,7 +45,7 @@ def write_faces(run, count: int = 60, classes=CLASSES, seed: int = 0, shards: in
                 "image": {"bytes": data, "path": f"face-{k:03d}.png"},
                 "image_hash": hash_image(data),
                 "split": ("train", "train", "train", "val", "test")[(k // len(classes)) % 5],
-                "label": label,
+                "label": None if f"face-{k:03d}.png" in unlabelled else label,
                 "votes": None if layout == "identities" else votes.tolist(),
                 "source": f"face-{k:03d}.png",
                 "n_faces": 1,

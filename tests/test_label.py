@@ -136,6 +136,29 @@ def test_faces_without_votes_are_left_out_and_not_trained_on(tmp_path, monkeypat
     assert read_manifest(run / "students" / "fewer", "student")["facts"]["train_faces"] == 35
 
 
+def test_only_labelled_training_faces_are_asked_about_and_students_learn_the_same(tmp_path):
+    run = tmp_path / "run"
+    write_faces(run, unlabelled=["face-001.png", "face-009.png"])
+    teach.run(run, TEACH)
+    teach.run(run, replace(TEACH, covers="train", cache="fewer"))
+    all_faces, fewer, faces = cached(run / "distributions"), cached(run / "distributions-fewer"), faces_of(run)
+    wanted = (faces.split == "train") & (faces.label >= 0)
+    assert fewer.face_id.tolist() == faces.face_id[wanted].tolist()
+    assert open_cache(run / "distributions-fewer").manifest["facts"]["left_out"] == (~wanted).sum()
+    same = all_faces.select(wanted)
+    np.testing.assert_array_equal(fewer.view_box, same.view_box)
+    np.testing.assert_allclose(fewer.view_distribution, same.view_distribution, atol=1e-6)
+    checks = {check["check"]: check for check in verify(run / "distributions-fewer")["checks"]}
+    assert checks["faces"]["state"] == "ok"
+    assert checks["faces"]["detail"].endswith(f"; {(~wanted).sum()} faces left out, not labelled training faces")
+    curves = [distill.run(run, replace(DISTILL, cache=name, name=f"from{name}"))["loss"] for name in ("", "fewer")]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+    with pytest.raises(FerError, match=r"none of the 1 training faces without a label has a distribution; leave out"):
+        distill.run(run, replace(DISTILL, cache="fewer", name="unlabelled", unlabelled=True))
+    with pytest.raises(FerError, match="--calibrate needs answers about faces that --covers train leaves out"):
+        replace(TEACH, covers="train", calibrate=True)
+
+
 def test_several_teachers_are_averaged(run, folded):
     second = folded / "teacher" / "fold-0"
     teach.run(run, replace(TEACH, cache="one"), [second])

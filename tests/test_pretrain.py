@@ -342,7 +342,8 @@ def test_the_recipe_of_the_paper_is_what_the_program_does_by_itself(configured):
     for command in ("teach", "distill"):
         assert replace(configured(command, "--recipe", "paper"), recipe=None) == configured(command)
     assert configured("distill", "--preset", "ferplus", "--recipe", "paper").lr == 0.1
-    assert configured("teach", "--recipe", "fast").views == 0
+    fast = configured("teach", "--recipe", "fast")
+    assert (fast.views, fast.covers) == (0, "train")
 
 
 def test_the_commands_that_reproduce_the_paper_are_commands():
