@@ -20,6 +20,7 @@ PROPORTIONS = (_ARCFACE - (56.0, _EYES_Y)) / np.hypot(*(_ARCFACE[1] - _ARCFACE[0
 # lies in front of the eyes: an adult's nose tip and lips, rounded. In eye distances (63 mm on average).
 MEAN_FACE = np.array([(-0.5, 0.0, 0.0), (0.5, 0.0, 0.0), (0.0, 0.59, 0.45), (-0.415, 1.045, 0.1), (0.415, 1.045, 0.1)])
 _FIT = np.linalg.pinv((MEAN_FACE - MEAN_FACE.mean(0)) * (1, 1, -1))  # (3, 5), z away from the camera
+_FLAT = 1e-12  # of landmarks on a line, which show no third direction
 
 
 def template(crop: int, eye_distance: float = 0.31, eye_height: float = 0.38) -> np.ndarray:
@@ -36,15 +37,15 @@ def similarity(landmarks: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     Least squares in closed form (Umeyama 1991), which in the plane is a complex line fit: w = a z + b.
     """
-    z = landmarks[:, 0] + 1j * landmarks[:, 1]
-    w = target[:, 0] + 1j * target[:, 1]
-    middle = z.mean()
-    spread = z - middle
-    weight = (abs(spread) ** 2).sum()
+    # Python's own numbers: of so few, numpy's calls take several times as long, and hold up other threads
+    z, w = ([complex(x, y) for x, y in points.tolist()] for points in (landmarks, target))
+    middle = sum(z) / len(z)
+    spread = [point - middle for point in z]
+    weight = sum(abs(point) ** 2 for point in spread)
     if not weight > 0:
         raise ValueError("landmarks lie in one point: no similarity is defined")
-    a = (spread.conj() * w).sum() / weight
-    b = w.mean() - a * middle
+    a = sum(point.conjugate() * goal for point, goal in zip(spread, w, strict=True)) / weight
+    b = sum(w) / len(w) - a * middle
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
@@ -67,9 +68,18 @@ def head_pose(landmarks: np.ndarray) -> tuple[float, float, float]:
     wide-open mouth each shift it by several degrees (the open mouth in pitch), and beyond 60 degrees, where the
     detector guesses the hidden eye, it means little.
     """
-    projection = (_FIT @ (landmarks - landmarks.mean(0))).T  # (2, 3), scale times two rows of the rotation
-    left, _, right = np.linalg.svd(projection, full_matrices=False)
-    (ax, ay, az), (bx, by, bz) = (left @ right).tolist()  # the nearest two orthonormal rows
+    # (2, 3), scale times two rows of the rotation; _FIT leaves out the middle
+    (ax, ay, az), (bx, by, bz) = (landmarks.T @ _FIT.T).tolist()
+    # The nearest two orthonormal rows, P^-1/2 times these, where P = (p q; q r) are their products and s is the root
+    # of P's determinant: P^1/2 = (P + s) / t, t = (p + r + 2 s)^1/2.
+    p, q, r = ax * ax + ay * ay + az * az, ax * bx + ay * by + az * bz, bx * bx + by * by + bz * bz
+    s = max(math.hypot(ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx), _FLAT)
+    t = s * math.sqrt(p + r + 2 * s)
+    p, q, r = (p + s) / t, q / t, (r + s) / t
+    ax, ay, az, bx, by, bz = (
+        *(r * ax - q * bx, r * ay - q * by, r * az - q * bz),
+        *(p * bx - q * ax, p * by - q * ay, p * bz - q * az),
+    )
     # Third row, their cross product: how deep each axis of the face points. The rotation is roll (in the image) after
     # yaw after pitch.
     yaw = math.asin(min(max(ay * bz - az * by, -1.0), 1.0))

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import retinaface
+import torch
+import torchvision
 
 from efficientface.data import detect
 from efficientface.data.detect import BORDER, Detector, decode_boxes, decode_landmarks, keep_apart, priors
@@ -109,6 +111,13 @@ def test_one_detector_serves_threads_with_the_same_answers(detector):
         assert one[0].score == other[0].score
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3), (3, 900, 3), (2000, 5, 3), (333, 97, 3)])
+def test_the_network_is_given_what_opencv_makes_of_a_picture(shape):
+    picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    blob = cv2.dnn.blobFromImage(picture, mean=(104, 117, 127), swapRB=True)
+    np.testing.assert_array_equal(detect.as_input(picture), blob)
+
+
 def test_priors_by_hand():
     boxes = priors(33, 40)
     assert len(boxes) == 2 * (5 * 5 + 3 * 3 + 2 * 2)
@@ -130,10 +139,11 @@ def test_suppression_is_that_of_opencv(seed):
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 100, (60, 2))
     size = rng.uniform(10, 60, (60, 2))
-    scores = np.sort(rng.random(60))[::-1]
-    theirs = cv2.dnn.NMSBoxes(np.hstack([corner, size]).tolist(), scores.tolist(), 0.0, 0.4)
-    assert keep_apart(np.hstack([corner, corner + size]), 0.4) == list(theirs)
+    scores = rng.random(60)
+    boxes = np.hstack([corner, corner + size])
+    theirs = torchvision.ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), 0.4)
+    assert keep_apart(boxes, scores, 0.4).tolist() == theirs.tolist()
 
 
 def test_suppression_of_nothing():
-    assert keep_apart(np.zeros((0, 4)), 0.4) == []
+    assert keep_apart(np.zeros((0, 4)), np.zeros(0), 0.4).tolist() == []
