@@ -32,7 +32,8 @@ CHECKPOINT = "checkpoint.safetensors"
 NO_OPTION = ("given",)  # of a stage's settings, not to be had from the command line
 # What a cache's settings tell about the labelling, apart from the teacher.
 LABELLING = (
-    *("views", "seed", "min_area", "covers", "label_batch", "label_precision", "shard_faces", "format", "source", "folds"),
+    *("views", "seed", "min_area", "covers", "label_batch"),
+    *("label_precision", "shard_faces", "format", "source", "folds"),
 )
 COLOUR = {"done": "green", "stale": "yellow", "unfinished": "yellow", "missing": "dim", "damaged": "red"}
 
