@@ -636,12 +636,12 @@ def test_a_training_begun_with_other_faces_cannot_go_on(run):
 
 def test_labelling_that_was_interrupted_goes_on(whole):
     cache = whole / "distributions"
-    plan = {"settings": {"views": 2, "seed": 4, "min_area": 0.08, "label_batch": 64, "shard_faces": 8192}}
+    plan = {"settings": {"views": 2, "seed": 4, "min_area": 0.08, "covers": "train", "shard_faces": 8192}}
     (cache / MANIFEST).unlink()
     (cache / labelling.PLAN).write_text(json.dumps(plan))
     details = {row["stage"]: row["detail"] for row in found("status", whole)["stages"]}
     assert details["distributions"] == "1 shards with 60 faces"
-    assert next_of(whole) == "fer teach RUN --checkpoint RUN/teacher --seed 4 --views 2"
+    assert next_of(whole) == "fer teach RUN --checkpoint RUN/teacher --seed 4 --views 2 --covers train"
 
 
 def test_alignment_that_was_interrupted_goes_on(run):
