@@ -22,6 +22,7 @@ from efficientface.pipeline.artifact import (
     replacing,
     write_manifest,
 )
+from efficientface.pipeline.config import TeachConfig
 from efficientface.pipeline.progress import progress
 
 ONE_FILE = "distributions.h5"
@@ -110,7 +111,9 @@ def check_manifest(manifest: dict[str, Any], path: Path, kind: str = "distributi
 
 def why_left_out(settings: dict[str, Any]) -> str:
     """What is true of the faces that a cache with these settings has no row for."""
-    return "not labelled training faces" if settings.get("covers") == "train" else "without votes or a label"
+    reasons = ["not labelled training faces"] if settings.get("covers") == "train" else []
+    reasons += ["without votes or a label"] if settings.get("source", TeachConfig.source) != "ldg" else []
+    return " or ".join(reasons)
 
 
 def asked_teachers(manifest: dict[str, Any]) -> list[dict[str, str]]:

@@ -164,8 +164,11 @@ class TeachConfig(TrainConfig):
             raise FerError(f"--folds trains teachers, but --source {self.source} asks none; leave one of them out")
         if self.calibrate and self.source != "ldg":
             raise FerError(f"--calibrate is about a teacher's answers, not about --source {self.source}; leave it out")
-        if self.calibrate and self.covers == "train" and not self.folds:
-            raise FerError("--calibrate needs answers about faces that --covers train leaves out; give --covers all")
+        if self.calibrate and self.covers == "train" and not self.folds and self.choose_on != "train":
+            raise FerError(
+                f"--calibrate needs answers about {self.choose_on} faces, which --covers train leaves out; give "
+                "--covers all, with --cache NAME beside a finished cache"
+            )
         if self.folds:
             _within("--folds", self.folds, 2, 100)
         _one_of("--covers", self.covers, ("all", "train"))

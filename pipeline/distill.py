@@ -26,10 +26,10 @@ from efficientface.pipeline.checkpoint import (
     network_options,
     trained_before,
 )
-from efficientface.pipeline.config import MACHINE, DistillConfig
+from efficientface.pipeline.config import MACHINE, DistillConfig, TeachConfig
 from efficientface.pipeline.device import prepare
 from efficientface.pipeline.inputs import Inputs, check_classes, read_inputs
-from efficientface.pipeline.label import class_order, load_teacher
+from efficientface.pipeline.label import class_order, covered, load_teacher
 from efficientface.pipeline.losses import distribution_loss, tempered_divergence
 from efficientface.pipeline.predict import predict
 from efficientface.pipeline.progress import progress
@@ -128,9 +128,10 @@ def read_distributions(cache: Path, inputs: Inputs) -> Distributions:
     A cache of votes or labels has no distribution for faces without them: those are not trained on.
     """
     opened = open_cache(cache)
+    settings = opened.manifest["settings"]
     cached = opened.read().in_order_of(inputs.faces.classes, str(cache))
-    faces = inputs.faces
-    if opened.manifest["facts"].get("left_out"):
+    faces = inputs.faces.select(covered(inputs.faces, settings.get("covers", TeachConfig.covers)))
+    if opened.manifest["facts"].get("left_out") and settings.get("source", TeachConfig.source) != "ldg":
         faces = faces.select(cached.has(faces.face_id))
     rows = cached.rows_of(faces.face_id, faces.image_hash, str(cache))
     for what, was, now in (("split", cached.split, faces.split), ("label", cached.label, faces.label)):

@@ -43,10 +43,6 @@ class Inputs:
 
         FerError where training or judging could not begin.
         """
-        return self.faces.select(self.labelled_rows(split, without))
-
-    def labelled_rows(self, split: str, without: np.ndarray | None = None) -> np.ndarray:
-        """(N,) bool: which faces these are."""
         rows = (self.faces.split == split) & (self.faces.label >= 0)
         if without is not None:
             rows &= ~without
@@ -56,7 +52,7 @@ class Inputs:
                 f"{self.folder} has no labelled faces in split {split} (splits: {splits}); "
                 "run fer align on a source with labels, or with --val-from-train 0.1"
             )
-        return rows
+        return self.faces.select(rows)
 
 
 def read_inputs(run: Path) -> Inputs:

@@ -35,7 +35,7 @@ from efficientface.pipeline.artifact import (
     read_manifest,
     read_metrics,
 )
-from efficientface.pipeline.caches import default_cache, home_of, is_file, open_cache
+from efficientface.pipeline.caches import default_cache, home_of, is_file, open_cache, why_left_out
 from efficientface.pipeline.inspect_tables import bytes_text, face_tables, tables
 from efficientface.pipeline.status import (
     kind_in_manifest,
@@ -309,6 +309,8 @@ def inspect_distributions(folder: Path, manifest: dict[str, Any]) -> dict[str, A
     ]
     return {
         "faces": len(cached),
+        "left_out": facts.get("left_out", 0),
+        "left_out_because": why_left_out(manifest["settings"]),
         "views": facts.get("views"),
         "source": facts.get("source"),
         "teacher": facts.get("teacher"),
@@ -413,7 +415,9 @@ def one_face(folder: Path, manifest: dict[str, Any], face: str) -> dict[str, Any
             break
         ids += keys.tolist()
     else:
-        raise unknown_face(folder, face, ids)
+        left_out = manifest["facts"].get("left_out")
+        without = f" ({left_out:,} left out, {why_left_out(manifest['settings'])})" if left_out else ""
+        raise unknown_face(folder, face, ids, without)
     part = cache.read_shard(name).select(rows[:1])
     part.check(str(folder))
     part = part.in_order_of(manifest["classes"], str(folder))
@@ -471,11 +475,11 @@ def face_row(folder: Path, manifest: dict[str, Any], face: str) -> dict[str, Any
     return {**row, "label": name_of(classes, label), "votes": votes}
 
 
-def unknown_face(folder: Path, face: str, ids: list[str]) -> FerError:
-    """With up to three ids that contain the wanted one, or else are spelt alike."""
+def unknown_face(folder: Path, face: str, ids: list[str], without: str = "") -> FerError:
+    """With up to three ids that contain the wanted one, or else are spelt alike; `without` tells of others."""
     near = [name for name in ids if face and face in name][:3] or alike(face, ids)
     hint = f"did you mean {' or '.join(map(printable, near))}?" if near else f"its first is {printable(ids[0])}"
-    return FerError(f"{printable(folder)} has no face {printable(face)} among its {len(ids):,}; {hint}")
+    return FerError(f"{printable(folder)} has no face {printable(face)} among its {len(ids):,}{without}; {hint}")
 
 
 def alike(face: str, ids: list[str]) -> list[str]:

@@ -81,7 +81,8 @@ def faces_tables(result: dict[str, Any]) -> list[Any]:
 def distributions_tables(result: dict[str, Any]) -> list[Any]:
     facts, teacher = grid(), result["teacher"]
     facts.add_row("made from", sources_text(result["made_from"]))
-    facts.add_row("faces", f"{result['faces']:,}, {result['all']['labelled']:,} with a label")
+    left_out = f"; {result['left_out']:,} left out, {result['left_out_because']}" if result["left_out"] else ""
+    facts.add_row("faces", f"{result['faces']:,}, {result['all']['labelled']:,} with a label{left_out}")
     views = f"{amount(result['views'])} a face, beside the whole one" if result["views"] else "none, for per-image use"
     facts.add_row("stored views", text(views))
     if isinstance(teacher, dict):

@@ -192,9 +192,7 @@ def cache_distributions(
         if config.label_precision != "fp32":
             judged["against_fp32"] = against_fp32(teachers, inputs, fold)
     known = said_without_teacher(inputs.faces, weights)
-    sayable = np.isfinite(known).all(1)
-    if config.covers == "train":
-        sayable &= inputs.labelled_rows("train")
+    sayable = covered(inputs.faces, config.covers) & np.isfinite(known).all(1)
     plan = {
         "settings": settings,
         "made_from": {name: reference["manifest"] for name, reference in made_from.items()},
@@ -517,13 +515,24 @@ def check_folds(faces: Faces, folders: Sequence[Path], fold: np.ndarray) -> None
             )
 
 
-def check_source(inputs: Inputs, source: str) -> None:
-    """FerError if the source says nothing about any face: to be known before a teacher is trained."""
-    if not np.isfinite(said_without_teacher(inputs.faces, parse_source(source))).all(1).any():
+def check_source(inputs: Inputs, source: str, covers: str) -> None:
+    """FerError if no face would have a distribution: to be known before a teacher is trained."""
+    sayable = np.isfinite(said_without_teacher(inputs.faces, parse_source(source))).all(1)
+    if not sayable.any():
         raise FerError(
             f"--source {source} says nothing about any of the {len(inputs.faces):,} faces of {inputs.folder}; "
             "align a source with votes or labels, or give --source ldg"
         )
+    if not (sayable & covered(inputs.faces, covers)).any():
+        raise FerError(
+            f"--covers {covers} leaves none of the {int(sayable.sum()):,} faces of {inputs.folder} that --source "
+            f"{source} says something about; give --covers all"
+        )
+
+
+def covered(faces: Faces, covers: str) -> np.ndarray:
+    """(N,) bool: which faces --covers names."""
+    return (faces.split == "train") & (faces.label >= 0) if covers == "train" else np.ones(len(faces), bool)
 
 
 def said_without_teacher(faces: Faces, weights: dict[str, float]) -> np.ndarray:
@@ -726,6 +735,7 @@ def _begin(folder: Path, plan: dict[str, Any], job: Job | None = None) -> None:
         try:
             begun = dict(untrusted.read_json(path))
             begun |= {part: dict(begun[part]) for part in ("settings", "made_from")}
+            begun["settings"].setdefault("covers", TeachConfig.covers)  # older programs do not say
         except (ValueError, KeyError, TypeError):
             raise FerError(f"{path} is damaged; remove {folder} and run fer teach again") from None
         given = json.loads(json.dumps(plan))

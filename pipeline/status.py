@@ -245,7 +245,8 @@ def in_short(manifest: dict[str, Any]) -> str:
         parts += [f"{len(manifest['classes'])} classes"]
         parts += [f"{settings['crop']} pixels"] if "crop" in settings else []
     elif kind == "distributions":
-        parts += [f"{amount(facts['faces'])} faces"] if "faces" in facts else []
+        of = "labelled training faces" if settings.get("covers") == "train" else "faces"
+        parts += [f"{amount(facts['faces'])} {of}"] if "faces" in facts else []
         parts += [f"{amount(facts['views'])} views beside the whole face"] if facts.get("views") else []
         parts += [f"from {facts['source']}"] if "source" in facts else []
     else:
@@ -286,16 +287,19 @@ def unfinished(run: Path, name: str, kind: str, faces: int | None) -> Stage:
         rows = sum(rows_in(path) for path in shards)
     except (OSError, ValueError) as error:
         raise FerError(f"{folder} has a shard that cannot be read ({error})") from error
-    of = f" of {faces:,}" if kind == "distributions" and isinstance(faces, int) else ""
-    detail = f"{len(shards)} shards with {rows:,}{of} faces" if shards else "no shard finished"
-    settings = {}
+    settings, strange = {}, False
     if (folder / PLAN).is_file():
         try:
             plan = untrusted.read_json(folder / PLAN)
             settings = {**plan["settings"], **{name: plan[name] for name in ("format",) if name in plan}}
+            faces = plan.get("rows", faces)
         except (ValueError, KeyError, TypeError) as error:
             raise FerError(f"{folder / PLAN} is damaged") from error
     elif any(folder.iterdir()):
+        strange = True
+    of = f" of {faces:,}" if kind == "distributions" and isinstance(faces, int) else ""
+    detail = f"{len(shards)} shards with {rows:,}{of} faces" if shards else "no shard finished"
+    if strange:
         detail = f"has files, but neither {PLAN} nor {MANIFEST}, so {STAGE_OF[kind]} cannot go on with it"
     return Stage(name, kind, folder, "unfinished", detail, settings)
 

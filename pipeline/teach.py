@@ -68,7 +68,7 @@ def run(
         config = replace(config, device=device)
         prepare(device)
         inputs = read_inputs(run)
-        check_source(inputs, config.source)
+        check_source(inputs, config.source, config.covers)
         (check_hdf5_names if config.format == "hdf5" else check_class_names)(inputs.faces.classes)
         agree(run, {**asdict(config), "add_views": more_views}, checkpoints)
         out = run / (f"distributions-{config.cache}" if config.cache else "distributions")

@@ -64,6 +64,11 @@ def test_head_pose_of_the_mean_face_is_exact(pose):
     assert head_pose(turned(*pose)) == pytest.approx(pose, abs=1e-6)
 
 
+@pytest.mark.parametrize("landmarks", [np.ones((5, 2)), np.outer(np.arange(5), (1, 2))])
+def test_landmarks_on_a_line_have_some_head_pose(landmarks):
+    assert np.isfinite(head_pose(landmarks)).all()
+
+
 def test_head_pose_signs_as_seen_in_a_photograph():
     face = template(224)
     nose = np.zeros((5, 2))

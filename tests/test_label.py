@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -155,8 +156,37 @@ def test_only_labelled_training_faces_are_asked_about_and_students_learn_the_sam
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
     with pytest.raises(FerError, match=r"none of the 1 training faces without a label has a distribution; leave out"):
         distill.run(run, replace(DISTILL, cache="fewer", name="unlabelled", unlabelled=True))
-    with pytest.raises(FerError, match="--calibrate needs answers about faces that --covers train leaves out"):
+    with pytest.raises(FerError, match="--calibrate needs answers about val faces, which --covers train leaves out"):
         replace(TEACH, covers="train", calibrate=True)
+    shutil.rmtree(run / "faces")
+    write_faces(run, unlabelled=["face-009.png"])  # one training face more has a label
+    with pytest.raises(FerError, match=r"distributions-fewer has no distribution for 1 of 36 faces, first face-001"):
+        distill.run(run, replace(DISTILL, cache="fewer", name="later"))
+
+
+def test_a_cache_of_no_face_is_refused_before_a_teacher_is_trained(tmp_path):
+    run = tmp_path / "run"
+    write_faces(run, unlabelled=[f"face-{k:03d}.png" for k in range(60) if (k // 3) % 5 < 3])
+    with pytest.raises(FerError, match="--covers train leaves none of the 60 faces of .* that --source ldg says some"):
+        teach.run(run, replace(TEACH, covers="train"))
+    assert not (run / "teacher").exists()
+
+
+def test_labelling_that_an_older_program_began_goes_on(run):
+    whole = cached(run / "distributions")
+    shutil.rmtree(run / "distributions")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(label, "finish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            teach.run(run, TEACH)
+    path = run / "distributions" / label.PLAN
+    plan = json.loads(path.read_text())
+    del plan["settings"]["covers"]
+    path.write_text(json.dumps(plan))
+    with pytest.raises(FerError, match=r"begun with other settings \(covers all, now train\)"):
+        teach.run(run, replace(TEACH, covers="train"))
+    teach.run(run, TEACH)
+    np.testing.assert_array_equal(cached(run / "distributions").canonical, whole.canonical)
 
 
 def test_several_teachers_are_averaged(run, folded):
