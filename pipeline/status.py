@@ -287,19 +287,17 @@ def unfinished(run: Path, name: str, kind: str, faces: int | None) -> Stage:
         rows = sum(rows_in(path) for path in shards)
     except (OSError, ValueError) as error:
         raise FerError(f"{folder} has a shard that cannot be read ({error})") from error
-    settings, strange = {}, False
-    if (folder / PLAN).is_file():
+    settings, planned = {}, (folder / PLAN).is_file()
+    if planned:
         try:
             plan = untrusted.read_json(folder / PLAN)
             settings = {**plan["settings"], **{name: plan[name] for name in ("format",) if name in plan}}
             faces = plan.get("rows", faces)
         except (ValueError, KeyError, TypeError) as error:
             raise FerError(f"{folder / PLAN} is damaged") from error
-    elif any(folder.iterdir()):
-        strange = True
     of = f" of {faces:,}" if kind == "distributions" and isinstance(faces, int) else ""
     detail = f"{len(shards)} shards with {rows:,}{of} faces" if shards else "no shard finished"
-    if strange:
+    if not planned and any(folder.iterdir()):
         detail = f"has files, but neither {PLAN} nor {MANIFEST}, so {STAGE_OF[kind]} cannot go on with it"
     return Stage(name, kind, folder, "unfinished", detail, settings)
 

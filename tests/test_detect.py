@@ -135,7 +135,7 @@ def test_decoding_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_suppression_is_that_of_opencv(seed):
+def test_suppression_is_that_of_torchvision(seed):
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 100, (60, 2))
     size = rng.uniform(10, 60, (60, 2))
