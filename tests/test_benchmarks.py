@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import start
 import timing
+import training
+
+from efficientface.pipeline import teach
+from efficientface.pipeline.config import TeachConfig
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a step's peak")
 
@@ -34,6 +38,19 @@ def test_alignment_takes_turns(monkeypatch, capsys):
     rows = [line.strip("| ").split(" | ") for line in told.splitlines() if line.startswith(("| tiny", "| fer"))]
     assert [row[0] for row in rows] == [*alignment.RIVALS, "fer align, 1 worker", "fer align, 2 workers"]
     assert all(float(figure) > 0 for row in rows for figure in row[1:])
+
+
+@pytest.mark.slow
+def test_the_loops_of_training_take_turns(run, monkeypatch, capsys):
+    teach.run(run, TeachConfig(teacher_arch="resnet18", epochs=1, size=32, workers=1), train_only=True)
+    options = ["--faces", "16", "--pairs", "2", "--batch-size", "8", "--threads", "1", "--size", "32"]
+    options += ["--run", str(run), "--teacher", str(run / "teacher")]
+    monkeypatch.setattr(sys, "argv", [training.__file__, *options])
+    training.main()
+    told = capsys.readouterr().out
+    rows = [line.strip("| ").split(" | ") for line in told.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == [*training.RIVALS, training.LIVE]
+    assert told.count("% of an epoch (") == 3
 
 
 @pytest.mark.slow
