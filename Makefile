@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+# The packages are installed without bytecode: the first start writes it, else each would compile torch for 5 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow test-processes test-web web torture rubbish flips determinism lint docs figures site bench wheel clean
 

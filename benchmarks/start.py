@@ -10,6 +10,7 @@ wall. The caches are made once, which takes minutes, and kept in --folder for th
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import sys
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "efficientface-start")
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every start would compile pandas anew
     large = cached(options.folder, options.faces) / "distributions"
     shown = cached(options.folder, options.page, picture)
     page = options.folder / "page.html"
