@@ -40,11 +40,10 @@ from efficientface.pipeline import train
 from efficientface.pipeline.checkpoint import load_model
 from efficientface.pipeline.config import DistillConfig
 from efficientface.pipeline.device import prepare
+from efficientface.pipeline.distill import ask_live
 from efficientface.pipeline.inputs import read_inputs
-from efficientface.pipeline.label import load_teacher
 from efficientface.pipeline.losses import distribution_loss
 from efficientface.pipeline.memory import keep_freed_memory
-from efficientface.pipeline.predict import predict
 
 CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 CROP = 224
@@ -85,13 +84,13 @@ def ours(
 ) -> Callable[[], dict[str, Any]]:
     """An epoch of `fer distill`; where `ready`, on batches that were decoded and cut before; with `teacher`, --live."""
     prepare("cpu")
-    config = DistillConfig(batch_size=batch, workers=workers, size=size)
+    config = DistillConfig(epochs=1, batch_size=batch, workers=workers, size=size)
     faces = read_faces([folder / "faces.parquet"])
     crop = len(faces.image(0))
     boxes, flips = draw_views(0, faces.face_id, [0], crop)
     targets = np.random.default_rng(0).dirichlet(np.ones(len(faces.classes)), len(faces)).astype(np.float32)
     model = efficientface.efficient_face(len(faces.classes)).to(memory_format=torch.channels_last)
-    network, described = load_teacher(teacher, "cpu") if teacher else (None, {})
+    live = ask_live(faces, teacher, crop, config) if teacher else None
     optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     facts = {"mean": MEAN, "std": STD, "crop": crop}
@@ -117,11 +116,8 @@ def ours(
     def epoch() -> dict[str, Any]:
         waits.clear()
         rows = train.epoch_order(faces.label, config, 0)
-        lesson = train.Lesson(boxes[rows], flips[rows], targets[rows])
-        if network:
-            sizes = {name: described[name] for name in ("size", "mean", "std")}
-            answers = predict(network, faces, boxes[rows], flips[rows], **sizes, workers=workers, shown=rows)
-            lesson = lesson._replace(targets=answers[:, 0])
+        stored = train.Lesson(boxes[rows], flips[rows], targets[rows])
+        lesson = live(rows, np.zeros_like(rows)) if live else stored
         train.train_epoch(
             model, optimizer, scaler, faces, rows, lesson, distribution_loss, 0, config, facts, (0, 1)
         )  # fmt: skip
