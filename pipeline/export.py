@@ -212,7 +212,7 @@ def converted(network: nn.Module, config: dict[str, Any], example: torch.Tensor,
     try:
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
-        raise FerError("fer export needs onnx and onnxscript; pip install 'efficientface[export]'") from error
+        raise FerError("fer export needs onnxscript; pip install 'efficientface[export]'") from error
     outputs = PROBABILITIES | ({"maps": "(N, classes, h, w)"} if isinstance(network, WithMaps) else {})
     for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.ERROR)

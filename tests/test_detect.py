@@ -115,14 +115,14 @@ def test_one_detector_serves_threads_with_the_same_answers(detector):
 def test_the_network_is_given_what_opencv_makes_of_a_picture(shape):
     picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     blob = cv2.dnn.blobFromImage(picture, mean=(104, 117, 127), swapRB=True)
-    np.testing.assert_array_equal(detect.as_input(picture), blob)
+    np.testing.assert_array_equal(detect.as_input(picture), blob[0])
 
 
 def test_priors_by_hand():
     boxes = priors(33, 40)
-    assert len(boxes) == 2 * (5 * 5 + 3 * 3 + 2 * 2)
-    assert boxes[:3].tolist() == [[4, 4, 16], [4, 4, 32], [12, 4, 16]]
-    assert boxes[-1].tolist() == [48, 48, 512]
+    assert boxes.shape == (5 * 5 + 3 * 3 + 2 * 2, 2, 3)
+    assert boxes[:2].tolist() == [[[4, 4, 16], [4, 4, 32]], [[12, 4, 16], [12, 4, 32]]]
+    assert boxes[-1, -1].tolist() == [48, 48, 512]
 
 
 def test_decoding_by_hand():

@@ -33,8 +33,8 @@ from typing import Any, NamedTuple
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import cv2  # noqa: F401 (here, so that no child has to)
+import ncnn  # noqa: F401
 import numpy as np
-import onnxruntime  # noqa: F401
 import timm  # noqa: F401
 import torch
 from conftest import SMALL_TEACHER
