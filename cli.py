@@ -185,7 +185,7 @@ def starved(error: Exception, command: click.Command | None) -> str | None:
         where = printable(os.fsdecode(error.filename)) if named else "the output"
         then = [REMEDIES[error.errno]] if error.errno in REMEDIES else []
         return "; ".join([f"{where}: {error.strerror or error}", *then, GOES_ON])
-    if type(error).__name__ == "BrokenProcessPool":
+    if any(kind.__name__ == "BrokenProcessPool" for kind in type(error).__mro__):
         return f"a process of this command was killed, most likely because memory was full; free some; {GOES_ON}"
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     torch = sys.modules.get("torch")
@@ -510,7 +510,7 @@ def cli(ctx: click.Context, file: Path | None, quiet: bool, verbose: bool) -> No
 @setting(AlignConfig, "eye_distance", "Distance of the eyes as a share of the crop's width; more is tighter.")
 @setting(AlignConfig, "encode", "How faces are stored.", type=click.Choice(["jpeg", "png"]))
 @setting(AlignConfig, "min_face", "Smallest face taken, pixels of the photograph.")
-@setting(AlignConfig, "workers", "Threads that detect, with --cluster local processes; 0 is one a core.")
+@setting(AlignConfig, "workers", "Threads that detect, processes for 1,000 photographs and more; 0 is one a core.")
 @setting(AlignConfig, "shard_faces", "Photographs in a file: what a job or a worker does at a time.")
 @setting(AlignConfig, "seed", "Seeds the carving of splits.")
 @click.option("--replace", is_flag=True, help="Remove what RUN/faces holds and start over.")

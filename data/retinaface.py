@@ -17,6 +17,7 @@ from retinaface.weights import WEIGHTS
 _STRIDES = {1: (1, 2, 1, 2, 1), 2: (2, 1, 1, 1, 1, 1), 3: (2, 1)}  # of each stage's depthwise convolutions
 _LEAK = 0.1  # slope below 0 where the published network has a leaky ReLU
 _HEADS = ("class_head", "bbox_head", "landmark_head")  # of 2, 4 and 10 numbers for each of a place's two priors
+_NO_MEMORY = -100  # as ncnn's layers say it
 
 Convolutions = dict[str, tuple[np.ndarray, np.ndarray]]  # weights (O, I, K, K) and biases (O,), by name
 
@@ -46,8 +47,10 @@ class RetinaFace:
         asked = self._network.create_extractor()
         asked.input(0, ncnn.Mat(image))
         failed, answers = asked.extract(self._answers)
+        if failed == _NO_MEMORY:
+            raise MemoryError(f"RetinaFace's, for {image.shape[2]} x {image.shape[1]} pixels")
         if failed:
-            raise RuntimeError(f"ncnn gave no answer about an image of {image.shape} (error {failed})")
+            raise RuntimeError(f"ncnn gave no answer about {image.shape[2]} x {image.shape[1]} pixels (error {failed})")
         rows = np.asarray(answers)  # of each head in turn: its numbers for the first prior, then for the second
         background, face = rows[0:4:2], rows[1:4:2]
         return face - background, rows[4:12].reshape(2, 4, -1), rows[12:].reshape(2, 10, -1)

@@ -4,7 +4,6 @@ import warnings
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from efficientface import FerError
 from efficientface.data.layouts.files import images, listed, plural
@@ -79,6 +78,8 @@ def _carve(rows: pd.DataFrame, name: str, count: int, seed: int) -> list[str]:
 
 def _choose_faces(faces: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """About `count` of the faces, by label; a class of a single face stays behind."""
+    from sklearn.model_selection import train_test_split  # here, because it takes a second to import
+
     divisible = faces[faces.groupby("label")["file"].transform("size") > 1]
     classes = divisible["label"].nunique()
     if not classes:
@@ -90,6 +91,8 @@ def _choose_faces(faces: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
 
 def _choose_groups(faces: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """Whole groups with about `count` faces, by label; a face without a group is a group by itself."""
+    from sklearn.model_selection import StratifiedGroupKFold  # here, because it takes a second to import
+
     groups = pd.factorize(faces["group"])[0]
     alone = groups < 0
     groups[alone] = groups.max() + 1 + np.arange(alone.sum())

@@ -6,16 +6,15 @@ import os
 import re
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import cv2
@@ -34,7 +33,7 @@ from efficientface.data.faces import STATUSES, decode_face, face_table, hash_ima
 from efficientface.data.geometry import head_pose, scale_of, similarity, template, transform
 from efficientface.data.layouts.files import plural
 from efficientface.data.layouts.listing import Box
-from efficientface.data.photos import Photos, Unreadable, decode_photo, is_grey, thinned
+from efficientface.data.photos import PhotoFiles, Photos, Unreadable, decode_photo, is_grey, thinned
 from efficientface.pipeline.artifact import (
     DIGEST,
     HOST,
@@ -59,17 +58,19 @@ from efficientface.pipeline.config import AlignConfig, Job
 from efficientface.pipeline.jobs import JOBS, refuse_other_job
 from efficientface.pipeline.memory import keep_freed_memory
 from efficientface.pipeline.photographs import Inputs, Photo, digest_of_all, digests_of, read_inputs
+from efficientface.pipeline.pools import cores, in_order, processes, threads
 from efficientface.pipeline.progress import progress, working
 from efficientface.pipeline.show import harmless
 
 log = logging.getLogger(__name__)
-Picture = TypeVar("Picture")  # a photograph still to be read, or a frame of a video
 
 PLAN = "plan.json"
 DUPLICATES = "duplicates.csv"  # in the run folder: photographs that are in two splits
 SHARD_KEY = b"efficientface shard"  # in a shard's metadata: the plan it belongs to and its pixel sums
 ROW_GROUP = 512  # rows held in memory before they are written
 JPEG_QUALITY = 95
+MANY = 1000  # photographs, from which on processes save more time than their start takes
+A_TASK = 16  # photographs that a process is sent together
 MACHINE = ("workers",)  # settings that say nothing about the result
 LOCK, PLAN_LOCK = ".align.lock", ".align-plan.lock"
 OTHERWISE = "choose another run folder"
@@ -327,12 +328,36 @@ def write_shards(
                 client, (portion_task(name, photos, stores, *about) for name, photos in portions.items()), advance
             )
             return
-        workers = config.workers or os.cpu_count() or 1
+        workers = config.workers or cores()
+        left = sum(map(len, portions.values()))
+        # of pictures in a table every process would read the whole table
+        if workers > 1 and left >= MANY and all(isinstance(store, PhotoFiles) for store in stores.values()):
+            workers = min(workers, -(-left // A_TASK))
+            with processes(workers) as pool:
+                for name, photos in portions.items():
+                    done = by_processes(pool, photos, stores, config, window=4 * workers)
+                    write_shard(folder / name, done, inputs.classes, plan["digest"], advance)
+            return
         aligner = aligner_of(stores, config)
         with threads(workers) as pool:
             for name, photos in portions.items():
                 done = in_order(pool, aligner.summed, photos, window=8 * workers)
                 write_shard(folder / name, done, inputs.classes, plan["digest"], advance)
+
+
+def by_processes(
+    pool: Executor, photos: Sequence[Photo], stores: dict[str, Photos], config: AlignConfig, window: int
+) -> Iterator[tuple[Photo, list[dict[str, Any]]]]:
+    """The photographs with their rows as Aligner.summed has them, in their order, at most `window` tasks ahead."""
+    tasks = [photos[first : first + A_TASK] for first in range(0, len(photos), A_TASK)]
+    for task, rows in in_order(pool, partial(summed, stores, config), tasks, window):
+        yield from zip(task, rows, strict=True)
+
+
+def summed(stores: dict[str, Photos], config: AlignConfig, photos: Sequence[Photo]) -> list[list[dict[str, Any]]]:
+    """Aligner.summed of each, in whatever process."""
+    aligner = aligner_of(stores, config)
+    return [aligner.summed(photo) for photo in photos]
 
 
 @dataclass(frozen=True)
@@ -402,36 +427,6 @@ def portions_of(inputs: Inputs, plan: dict[str, Any], job: Job | None = None) ->
         for number, name in enumerate(shard_names(plan))
         if job is None or job.has(number)
     }
-
-
-@contextmanager
-def threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads that align, one a photograph; OpenCV's own would only get into their way."""
-    keep_freed_memory()
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            yield pool
-    finally:
-        cv2.setNumThreads(before)
-
-
-def in_order(
-    pool: ThreadPoolExecutor,
-    rows_of: Callable[[Picture], list[dict[str, Any]]],
-    pictures: Iterable[Picture],
-    window: int,
-) -> Iterator[tuple[Picture, list[dict[str, Any]]]]:
-    """The pictures' rows in the pictures' order, at most `window` of them under way."""
-    waiting: deque[tuple[Picture, Future[list[dict[str, Any]]]]] = deque()
-    for picture in pictures:
-        waiting.append((picture, pool.submit(rows_of, picture)))
-        if len(waiting) >= window:
-            first, rows = waiting.popleft()
-            yield first, rows.result()
-    for first, rows in waiting:
-        yield first, rows.result()
 
 
 def write_shard(

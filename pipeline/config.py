@@ -67,7 +67,7 @@ class AlignConfig:
     encode: str = "jpeg"  # `jpeg` (quality 95, no chroma subsampling) or `png`
     min_face: int = 16  # pixels, the shorter side of the detected box in the photograph
     shard_faces: int = 8192  # photographs a shard
-    workers: int = 0  # threads; 0: one a core
+    workers: int = 0  # threads, or processes; 0: one a core
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from efficientface.data.layouts.folders import read_folders
 from efficientface.data.layouts.listing import Asked
 from efficientface.data.photos import PhotoFiles, read_photo
 from efficientface.data.video import CAMERA, is_moving
-from efficientface.pipeline.align import Aligner, aligner_as, face_id, in_order, shown, threads
+from efficientface.pipeline.align import Aligner, aligner_as, face_id, shown
 from efficientface.pipeline.annotate import annotated
 from efficientface.pipeline.artifact import digest_of, is_finished, make_folder, read_manifest, replacing
 from efficientface.pipeline.checkpoint import load_model
@@ -41,6 +41,7 @@ from efficientface.pipeline.device import prepare
 from efficientface.pipeline.evaluate import kind_of_model
 from efficientface.pipeline.photographs import Photo
 from efficientface.pipeline.pictures import shortened
+from efficientface.pipeline.pools import in_order, threads
 from efficientface.pipeline.progress import progress
 from efficientface.pipeline.show import flat, harmless
 from efficientface.pipeline.status import printable

@@ -19,9 +19,10 @@ from matplotlib import get_data_path
 
 from efficientface import FerError
 from efficientface.data.video import CAMERA, CODECS, Frame, Video, VideoWriter, open_camera, open_video
-from efficientface.pipeline.align import in_order, shown, threads
+from efficientface.pipeline.align import shown
 from efficientface.pipeline.annotate import annotated
 from efficientface.pipeline.artifact import digest_of, replacing
+from efficientface.pipeline.pools import in_order, threads
 from efficientface.pipeline.progress import progress
 from efficientface.pipeline.recognise import (
     COLUMNS,
