@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from efficientface import FerError
+from efficientface.data.words import all_differ, leads_out, places
 
 # Values of `fold` below zero; k >= 0 is the k-th out-of-fold teacher.
 SEEN, UNSEEN, NO_TEACHER = -1, -2, -3
@@ -64,9 +63,8 @@ class Distributions:
 
     def check_unique(self, name: str) -> None:
         """FerError if a face id comes twice."""
-        ids = text_array(self.face_id)
-        in_order = pc.all(pc.less(ids[:-1], ids[1:])).as_py()  # then none does, without a table of all
-        if not in_order and len(ids.unique()) != len(ids):
+        in_order = (self.face_id[:-1] < self.face_id[1:]).all()  # then none does
+        if not in_order and not all_differ(self.face_id):
             unique, counts = np.unique(self.face_id, return_counts=True)
             raise FerError(
                 f"{name} has {int((counts > 1).sum())} face ids more than once, first {unique[counts > 1][0]}; "
@@ -165,27 +163,3 @@ def join(parts: Iterable[Distributions]) -> Distributions:
             whole[name].resize((count + len(more), *more.shape[1:]), refcheck=False)
             whole[name][count:] = more
     return replace(part, **whole)
-
-
-# --- text --------------------------------------------------------------------------------------------------------
-
-
-def text_array(words: np.ndarray | Sequence[str]) -> pa.Array:
-    """(N,) str, None among them, as Arrow has them: there no Python object is asked about each."""
-    return pa.array(words, pa.large_string())
-
-
-def places(wanted: np.ndarray, known: np.ndarray | Sequence[str]) -> np.ndarray:
-    """(M,) int64: where each of M words stands in `known` (N,), -1 where it does not."""
-    found = pc.index_in(text_array(wanted), value_set=text_array(known))
-    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def numbered(words: np.ndarray) -> np.ndarray:
-    """(N,) int64: a number for each of N words, None among them, the same for equal ones; from 0, none left out."""
-    return text_array(words).dictionary_encode(null_encoding="encode").indices.to_numpy().astype(np.int64)
-
-
-def leads_out(face_id: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether an id is no relative path, or climbs."""
-    return pc.match_substring_regex(text_array(face_id), r"^/|(^|/)\.\.(/|$)").to_numpy(zero_copy_only=False)

@@ -46,7 +46,7 @@ def between_splits(photos: pd.DataFrame) -> pd.DataFrame:
     split, label; twin, twin_split, twin_label; `bits`, by how many of 256 the two differ, -1 where they are equal byte
     for byte. Twins of other splits are looked for in train first, so a copy in test names the one in train.
     """
-    splits = sorted(set(photos["split"]), key=lambda split: (split != "train", split))
+    splits = sorted(photos["split"].unique(), key=lambda split: (split != "train", split))
     by_split = {split: photos[photos["split"] == split].reset_index(drop=True) for split in splits}
     found = [pair for first, second in combinations(splits, 2) for pair in _twins(by_split[second], by_split[first])]
     columns = ["face_id", "split", "label", "twin", "twin_split", "twin_label", "bits"]
@@ -54,7 +54,7 @@ def between_splits(photos: pd.DataFrame) -> pd.DataFrame:
 
 
 def _twins(photos: pd.DataFrame, others: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
-    wanted, there = (pa.array(frame["source_hash"].to_list(), pa.large_string()) for frame in (photos, others))
+    wanted, there = (pa.array(frame["source_hash"], pa.large_string()) for frame in (photos, others))
     twins = pc.index_in(wanted, value_set=there).fill_null(-1).to_numpy().astype(np.int64)  # the first of several
     bits = np.full(len(photos), -1)
     rest = np.flatnonzero(twins < 0)
@@ -67,7 +67,7 @@ def _twins(photos: pd.DataFrame, others: pd.DataFrame) -> Iterator[tuple[Any, ..
 
 def _bytes(photos: pd.DataFrame) -> np.ndarray:
     """(N, 32) uint8 of N hashes."""
-    return np.frombuffer(b"".join(map(bytes.fromhex, photos["source_dhash"])), np.uint8).reshape(-1, SIDE * SIDE // 8)
+    return np.frombuffer(bytes.fromhex("".join(photos["source_dhash"])), np.uint8).reshape(-1, SIDE * SIDE // 8)
 
 
 def nearest(hashes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from efficientface import FerError, untrusted
+from efficientface.data.words import all_differ
 
 VERSION = 1
 NEEDED = ("face_id", "image", "image_hash", "split", "label", "votes", "group", "status")
@@ -175,7 +176,7 @@ def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
     table = pa.concat_tables(tables)
     _check_content(table, classes, files[0].parent)
     ids = table["face_id"].to_numpy(zero_copy_only=False)
-    if len(table["face_id"].unique()) != len(ids):
+    if not all_differ(ids):
         names, counts = np.unique(ids, return_counts=True)
         first, repeated = names[counts > 1][0], int((counts > 1).sum())
         folder = files[0].parent

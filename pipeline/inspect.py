@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from efficientface import FerError, untrusted
-from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, text_array
+from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions
 from efficientface.cache.summary import (
     agreement,
     by_label,
@@ -23,6 +23,7 @@ from efficientface.cache.summary import (
     quantiles,
 )
 from efficientface.data.faces import STATUSES, classes_of, read_table
+from efficientface.data.words import text_array
 from efficientface.pipeline.artifact import (
     MANIFEST,
     METRICS,

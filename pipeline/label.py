@@ -21,11 +21,12 @@ from scipy.optimize import linear_sum_assignment, minimize_scalar
 from torch import nn
 
 from efficientface import FerError, untrusted
-from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, join, places, tempered
+from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, join, tempered
 from efficientface.cache.parquet import checked_shards, read_shard, write_shard
 from efficientface.data.batches import canonical
 from efficientface.data.faces import Faces, read_faces
 from efficientface.data.views import draw_views
+from efficientface.data.words import places
 from efficientface.models.inference import for_inference
 from efficientface.pipeline.artifact import (
     MANIFEST,

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from efficientface import FerError, untrusted
-from efficientface.cache.distributions import SUM_TOLERANCE, Distributions, join, leads_out, numbered
+from efficientface.cache.distributions import SUM_TOLERANCE, Distributions, join
 from efficientface.data.faces import classes_of, hash_image, read_faces, read_table
+from efficientface.data.words import all_differ, leads_out, numbered
 from efficientface.pipeline.artifact import (
     DIGEST,
     MANIFEST,
@@ -255,14 +256,13 @@ def _content(cache: Cache, report: Report) -> Distributions | None:
 
 def _keys(keys: Distributions, report: Report) -> None:
     findings = []
-    _, counts = np.unique(numbered(keys.face_id), return_counts=True)
-    if (counts > 1).any():
+    if not all_differ(keys.face_id):
         ids, counts = np.unique(keys.face_id, return_counts=True)
         findings.append(f"{int((counts > 1).sum())} face ids more than once, first {ids[counts > 1][0]}")
     outside = np.unique(keys.face_id[leads_out(keys.face_id)])
     if len(outside):
         findings.append(f"{len(outside)} face ids that lead out of their source, first {outside[0]}")
-    report.add("keys", findings, f"{len(counts):,} face ids, each once")
+    report.add("keys", findings, f"{len(keys):,} face ids, each once")
     sizes = Counter("no split" if split is None else split for split in keys.split.tolist())
     fine = ", ".join(f"{name} {count:,}" for name, count in sizes.most_common())
     report.add("splits", _in_two_splits(keys.face_id, "face ids", keys), fine)
@@ -272,6 +272,8 @@ def _keys(keys: Distributions, report: Report) -> None:
 
 def _in_two_splits(column: np.ndarray, what: str, keys: Distributions) -> list[str]:
     """A finding if a value of the column (N,) occurs in more than one split."""
+    if all_differ(column):
+        return []
     key, split = numbered(column), numbered(keys.split)
     splits = split.max(initial=0) + 1
     shared = np.bincount(np.unique(key * splits + split) // splits) > 1

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from efficientface import FerError, untrusted
-from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, places, text_array
+from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions
 from efficientface.data.faces import STATUSES, classes_of, hash_image, read_table, schema
 from efficientface.data.layouts.files import is_inside
 from efficientface.data.photos import PhotoFiles, Photos, Unreadable
+from efficientface.data.words import all_differ, places
 from efficientface.pipeline.artifact import (
     MANIFEST,
     MODELS,
@@ -174,7 +175,7 @@ def _faces(folder: Path, manifest: dict[str, Any], whole: list[str], report: Rep
                     photographs.append(photo)
                     photo_hashes.append(photo_hash)
             advance(1)
-    if len(text_array(seen).unique()) != len(seen):
+    if not all_differ(seen):
         wrong["face ids more than once"] = [face_id for face_id, count in Counter(seen).items() if count > 1]
     findings += _several(wrong)
     complete = len(whole) == len(manifest["files"]) and not findings

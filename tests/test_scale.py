@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from small_caches import make
 
-from efficientface.cache.distributions import leads_out, numbered, places
-from efficientface.data import views
+from efficientface.data import views, words
+from efficientface.data.words import all_differ, leads_out, numbered, places
 from efficientface.pipeline.config import DistillConfig
 from efficientface.pipeline.distill import replay
 
@@ -29,9 +29,23 @@ def test_the_benchmark_of_scale_runs(tmp_path, capsys):
     assert scale.exponent([10, 100, 1000], [3.0, 30.0, 300.0]) == pytest.approx(1)
 
 
-def test_words_are_found_counted_and_refused_as_one_by_one():
-    wanted = np.array(["ü", "none of them", "", "b"], object)
-    assert places(wanted, WORDS).tolist() == [list(WORDS).index(word) if word in WORDS else -1 for word in wanted]
+@pytest.mark.parametrize("bits", [64, 1, 0])
+def test_words_are_found_whatever_their_fingerprints(bits, monkeypatch):
+    """Also where fingerprints, or all of them, are the same for other words."""
+    plain = words.fingerprints
+    monkeypatch.setattr(words, "fingerprints", lambda of: plain(of) & np.uint64(2**bits - 1))
+    wanted, known = np.array(["ü", "none of them", "", "b", "ü"], object), [*WORDS, "ü"]
+    assert places(wanted, known).tolist() == [known.index(word) if word in known else -1 for word in wanted]
+    assert places(wanted[:0], known).tolist() == []
+    assert places(wanted, known[:0]).tolist() == [-1] * 5
+    assert places(np.array([None, "b"], object), np.array(["None", "b", None], object)).tolist() == [2, 1]
+    assert all_differ(WORDS)
+    assert all_differ(np.array([None, "None"], object))
+    assert not all_differ(known)
+    assert all_differ(known[:0])
+
+
+def test_words_are_counted_and_refused_as_one_by_one():
     assert leads_out(WORDS).tolist() == [word.startswith("/") or ".." in word.split("/") for word in WORDS]
     repeated = np.array(["x", None, "y", "x", None], object)
     numbers = numbered(repeated)
