@@ -1302,6 +1302,7 @@ def _print(
 
 def main() -> None:
     """The installed command."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # processes that it starts import nothing from the current folder
     cli(prog_name="fer")
 
 

@@ -337,7 +337,7 @@ def write_shards(
             workers = min(workers, -(-left // A_TASK))
             with processes(workers) as pool:
                 for name, photos in portions.items():
-                    done = by_processes(pool, photos, stores, config, window=4 * workers)
+                    done = by_processes(pool, photos, stores, config, window=2 * workers)
                     write_shard(folder / name, done, inputs.classes, plan["digest"], advance)
             return
         aligner = aligner_of(stores, config)

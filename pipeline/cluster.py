@@ -5,7 +5,6 @@ worker or client is killed, what is missing is made, by Dask on another worker o
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from efficientface import FerError
 from efficientface.pipeline.artifact import HOST, digest_file
+from efficientface.pipeline.pools import cores
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
@@ -92,7 +92,7 @@ def processes_here(workers: int) -> "LocalCluster":
 
     try:
         return LocalCluster(
-            workers or os.cpu_count() or 1,
+            workers or cores(),
             threads_per_worker=1,
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,

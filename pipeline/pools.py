@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import active_children, current_process, resource_tracker
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 
@@ -46,12 +47,12 @@ def processes(workers: int) -> Iterator[Executor]:
 
     Where the system does not give what they need, it is one of threads, aloud.
     """
-    from loky import ProcessPoolExecutor  # unlike Python's own it does not run the user's script anew in each
-
     try:
-        pool = ProcessPoolExecutor(workers, initializer=_alone, initargs=(os.getpid(),))
-    except OSError as error:  # they share locks in /dev/shm
-        log.warning("working by threads, as processes cannot be had (%s)", error.strerror or error)
+        if current_process().daemon:
+            raise OSError("a daemonic process may have none")
+        pool = _started(workers)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started, either
+        log.warning("working by threads, as processes cannot be had (%s)", getattr(error, "strerror", None) or error)
         with threads(workers) as instead:
             yield instead
         return
@@ -63,9 +64,52 @@ def processes(workers: int) -> Iterator[Executor]:
     pool.shutdown()
 
 
+def _started(workers: int) -> Any:
+    """loky's pool, whose processes have begun; unlike Python's own they do not run the user's script anew."""
+    from loky import ProcessPoolExecutor  # here, because it is seldom needed
+    from loky.backend.context import LokyContext  # not by its name, which joblib takes for its own copy of loky
+
+    # the current folder may be a stranger's: without the first, its modules would be imported in place of Python's.
+    # Workers keep what they have freed, which loky would take for a leak and start them anew
+    given = {"PYTHONSAFEPATH": "1", "LOKY_MAX_MEMORY_LEAK_SIZE": str(2**62)}
+    others, before = active_children(), dict(os.environ)
+    os.environ.update(given)  # loky starts helpers, too
+    try:
+        pool = ProcessPoolExecutor(
+            workers, context=LokyContext(), initializer=_alone, initargs=(os.getpid(),), env=given
+        )
+        resource_tracker.ensure_running()  # begun later, it would unblock the signal
+        with _without_ctrl_c():
+            pool.submit(int)
+    except BaseException:
+        for child in active_children():
+            if child not in others:
+                child.terminate()
+        raise
+    finally:
+        for name in given:
+            os.environ.pop(name)
+            if name in before:
+                os.environ[name] = before[name]
+    return pool
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes that are started meanwhile do not hear of Ctrl-C, which reaches all; this one does, afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _alone(parent: int) -> None:
     """What a worker process does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends them
     Thread(target=_end_with, args=(parent,), daemon=True).start()
     cv2.setNumThreads(1)
     keep_freed_memory()

@@ -41,7 +41,7 @@ from efficientface.pipeline.device import prepare
 from efficientface.pipeline.evaluate import kind_of_model
 from efficientface.pipeline.photographs import Photo
 from efficientface.pipeline.pictures import shortened
-from efficientface.pipeline.pools import in_order, threads
+from efficientface.pipeline.pools import cores, in_order, threads
 from efficientface.pipeline.progress import progress
 from efficientface.pipeline.show import flat, harmless
 from efficientface.pipeline.status import printable
@@ -201,7 +201,7 @@ def run(
     picture. Of videos and cameras see pipeline/watch.py; `track` and `smooth` are about them.
     """
     began = time.monotonic()
-    workers = AlignConfig(workers=workers).workers or os.cpu_count() or 1
+    workers = AlignConfig(workers=workers).workers or cores()
     if out is not None:
         check_table(out)
     if is_moving(source):

@@ -14,6 +14,7 @@ from pathlib import Path
 import loky
 import numpy as np
 import pytest
+from loky.backend.process import LokyProcess
 from PIL import Image
 
 from efficientface import FerError
@@ -112,8 +113,45 @@ def test_processes_end_with_a_command_that_was_killed(tmp_path):
     assert all(gone(worker) for worker in workers)
 
 
+def test_where_a_process_cannot_be_started_the_others_end_and_threads_do_it(monkeypatch, caplog):
+    started = []
+
+    def start(self):
+        if started:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        plain(self)
+        started.append(self)
+
+    plain, before = LokyProcess.start, dict(os.environ)
+    monkeypatch.setattr(LokyProcess, "start", start)
+    with pools.processes(2) as pool:
+        assert list(pools.in_order(pool, abs, [-1, -2], window=2)) == [(-1, 1), (-2, 2)]
+    assert caplog.messages == ["working by threads, as processes cannot be had (Resource temporarily unavailable)"]
+    started[0].join(5)
+    assert started[0].exitcode == -signal.SIGTERM
+    assert dict(os.environ) == before
+
+
+def test_a_daemonic_process_works_by_threads(monkeypatch, caplog):
+    """As those of multiprocessing.Pool are, which may have no children."""
+    monkeypatch.setattr(pools.current_process(), "_config", {"daemon": True})
+    with pools.processes(2) as pool:
+        assert list(pools.in_order(pool, abs, [-1], window=2)) == [(-1, 1)]
+    assert caplog.messages == ["working by threads, as processes cannot be had (a daemonic process may have none)"]
+
+
+def test_no_module_of_the_current_folder_is_imported(tmp_path):
+    for name in ("pickle", "random", "queue", "loky", "cv2", "numpy", "argparse", "selectors"):
+        (tmp_path / f"{name}.py").write_text("print(__file__)\nraise SystemExit(1)\n")
+    code = "from efficientface.pipeline.pools import processes as p\nwith p(2) as x: print(x.submit(abs, -3).result())"
+    # -P is for this process alone: what it starts must be told by the pool
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_ctrl_c_ends_all_processes_with_one_sentence(photos, tmp_path):
+@pytest.mark.parametrize("seconds", [0, 0.1, 2])
+def test_ctrl_c_ends_all_processes_with_one_sentence(seconds, photos, tmp_path):
     for label in ("happy", "sad"):
         (tmp_path / "many" / label).mkdir(parents=True)
         for k in range(2 * align.MANY):
@@ -128,7 +166,7 @@ def test_ctrl_c_ends_all_processes_with_one_sentence(photos, tmp_path):
         time.sleep(0.05)
         with suppress(OSError), open(f"/proc/{command.pid}/task/{command.pid}/children") as file:
             workers = file.read().split()
-    time.sleep(2)
+    time.sleep(seconds)
     os.killpg(command.pid, signal.SIGINT)
     _, told = command.communicate(timeout=30)
     assert command.returncode == 130
