@@ -27,7 +27,6 @@ def test_the_peak_of_a_program_is_its_own():
     assert 250 < large - small < 350
 
 
-@pytest.mark.slow
 def test_the_two_networks_of_alignment_answer_equally(capsys):
     alignment.networks(rounds=1)
     rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()[2:]]
@@ -35,6 +34,7 @@ def test_the_two_networks_of_alignment_answer_equally(capsys):
     assert all(float(row[-1]) < 3e-4 for row in rows)
 
 
+@pytest.mark.slow
 def test_alignment_takes_turns(monkeypatch, capsys):
     options = ["--count", "4", "--pairs", "2", "--workers", "2", "--side", "128"]
     monkeypatch.setattr(sys, "argv", [alignment.__file__, *options])
