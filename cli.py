@@ -510,7 +510,11 @@ def cli(ctx: click.Context, file: Path | None, quiet: bool, verbose: bool) -> No
 @setting(AlignConfig, "eye_distance", "Distance of the eyes as a share of the crop's width; more is tighter.")
 @setting(AlignConfig, "encode", "How faces are stored.", type=click.Choice(["jpeg", "png"]))
 @setting(AlignConfig, "min_face", "Smallest face taken, pixels of the photograph.")
-@setting(AlignConfig, "workers", "Threads that detect, processes for 1,000 photographs and more; 0 is one a core.")
+@setting(
+    AlignConfig,
+    "workers",
+    "Threads that detect; processes for 1,000 photographs or on a --cluster; 0: one a core.",
+)
 @setting(AlignConfig, "shard_faces", "Photographs in a file: what a job or a worker does at a time.")
 @setting(AlignConfig, "seed", "Seeds the carving of splits.")
 @click.option("--replace", is_flag=True, help="Remove what RUN/faces holds and start over.")

@@ -64,7 +64,9 @@ class Detector:
     """Finds faces. One object may serve many threads at once."""
 
     def __init__(self, threads: int = 1, detect_size: int = 640, min_score: float = 0.5):
-        """threads: of one call; detect_size: pixels of the longer side that larger photographs are shrunk to."""
+        """threads: of one call; detect_size: pixels of the longer side that larger photographs are shrunk to;
+        min_score: of a face, above 0 and below 1.
+        """
         self._network = RetinaFace(threads)
         self._detect_size = detect_size
         self._min_logit = math.log(min_score / (1 - min_score))

@@ -7,7 +7,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -333,31 +332,19 @@ def write_shards(
         workers = config.workers or cores()
         left = sum(map(len, portions.values()))
         # of pictures in a table every process would read the whole table
-        if workers > 1 and left >= MANY and all(isinstance(store, PhotoFiles) for store in stores.values()):
-            workers = min(workers, -(-left // A_TASK))
-            with processes(workers) as pool:
-                for name, photos in portions.items():
-                    done = by_processes(pool, photos, stores, config, window=2 * workers)
-                    write_shard(folder / name, done, inputs.classes, plan["digest"], advance)
-            return
-        aligner = aligner_of(stores, config)
-        with threads(workers) as pool:
+        many = workers > 1 and left >= MANY and all(isinstance(store, PhotoFiles) for store in stores.values())
+        pool_of, together, ahead = (processes, A_TASK, 2) if many else (threads, 1, 8)
+        workers = min(workers, max(1, left // together))
+        with pool_of(workers) as pool:
             for name, photos in portions.items():
-                done = in_order(pool, aligner.summed, photos, window=8 * workers)
+                tasks = [photos[first : first + together] for first in range(0, len(photos), together)]
+                rows = in_order(pool, partial(summed, stores, config), tasks, window=ahead * workers)
+                done = (one for task, made in rows for one in zip(task, made, strict=True))
                 write_shard(folder / name, done, inputs.classes, plan["digest"], advance)
 
 
-def by_processes(
-    pool: Executor, photos: Sequence[Photo], stores: dict[str, Photos], config: AlignConfig, window: int
-) -> Iterator[tuple[Photo, list[dict[str, Any]]]]:
-    """The photographs with their rows as Aligner.summed has them, in their order, at most `window` tasks ahead."""
-    tasks = [photos[first : first + A_TASK] for first in range(0, len(photos), A_TASK)]
-    for task, rows in in_order(pool, partial(summed, stores, config), tasks, window):
-        yield from zip(task, rows, strict=True)
-
-
 def summed(stores: dict[str, Photos], config: AlignConfig, photos: Sequence[Photo]) -> list[list[dict[str, Any]]]:
-    """Aligner.summed of each, in whatever process."""
+    """Aligner.summed of each, in whatever thread or process."""
     aligner = aligner_of(stores, config)
     return [aligner.summed(photo) for photo in photos]
 

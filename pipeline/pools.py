@@ -109,7 +109,7 @@ def _without_ctrl_c() -> Iterator[None]:
 
 def _alone(parent: int) -> None:
     """What a worker process does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows, where it could not be blocked
     Thread(target=_end_with, args=(parent,), daemon=True).start()
     cv2.setNumThreads(1)
     keep_freed_memory()

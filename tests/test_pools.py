@@ -161,7 +161,7 @@ def test_ctrl_c_ends_all_processes_with_one_sentence(seconds, photos, tmp_path):
         [Path(sys.executable).with_name("fer"), *words], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     workers = []
-    while len(workers) < 3:  # two, and loky's tracker of resources
+    while len(workers) < 3:  # two trackers of resources, then workers
         assert command.poll() is None, command.stderr.read()
         time.sleep(0.05)
         with suppress(OSError), open(f"/proc/{command.pid}/task/{command.pid}/children") as file:
