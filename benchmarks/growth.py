@@ -94,12 +94,15 @@ def print_growth(counts: Sequence[int], found: Sequence[Steps]) -> None:
     """The table of scale.py, and what the two largest sizes say alone."""
     scale.print_table(counts, found)
     if len(counts) > 1:
-        print(f"\nFrom {counts[-2]:,} to {counts[-1]:,} faces:\n\n| step | exponent | bytes a further face |")
-        print("| --- | ---: | ---: |")
+        print(f"\nFrom {counts[-2]:,} to {counts[-1]:,} faces:\n\n| step | exponent | bytes a further face | own |")
+        print("| --- | ---: | ---: | ---: |")
         for fewer, more in zip(found[-2], found[-1], strict=True):
             grows = scale.exponent(counts[-2:], [fewer.cpu, more.cpu])
-            memory = (more.peak - fewer.peak) * 1e9 / (counts[-1] - counts[-2])
-            print(f"| {more.name} | {grows:.2f} | {memory:,.0f} |")
+            peak, own = (
+                (after - before) * 1e9 / (counts[-1] - counts[-2])
+                for after, before in ((more.peak, fewer.peak), (more.own, fewer.own))
+            )
+            print(f"| {more.name} | {grows:.2f} | {peak:,.0f} | {own:,.0f} |")
 
 
 def main() -> None:

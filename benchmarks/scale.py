@@ -16,7 +16,10 @@ time = faces ** k, is theirs.
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,12 +47,27 @@ TABLES = ("train",) * 8 + ("val", "test")
 
 
 class Step(NamedTuple):
-    """What was measured: seconds on the wall, seconds of the processor, and the peak in GB."""
+    """What was measured: seconds on the wall, seconds of the processor, and in GB the peaks of what lies in memory.
+
+    `own` is without what is mapped from files, which the system drops where memory is short.
+    """
 
     name: str
     seconds: float
     cpu: float
     peak: float
+    own: float
+
+
+# In a process of its own, which nothing keeps waiting: the largest sum of these lines, in kB, until input ends.
+WATCH = """
+import select, sys
+largest = 0
+while not select.select([sys.stdin], [], [], 0.005)[0]:
+    with open(f"/proc/{sys.argv[1]}/status") as status:
+        largest = max(largest, sum(int(line.split()[1]) for line in status if line.startswith(("RssAnon", "RssShmem"))))
+print(largest)
+"""
 
 
 class Steps(list[Step]):
@@ -58,12 +76,15 @@ class Steps(list[Step]):
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        began, worked = time.perf_counter(), time.process_time()
-        yield
-        seconds, cpu = time.perf_counter() - began, time.process_time() - worked
+        watch = [sys.executable, "-S", "-E", "-c", WATCH, str(os.getpid())]
+        with subprocess.Popen(watch, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watching:
+            began, worked = time.perf_counter(), time.process_time()
+            yield
+            seconds, cpu = time.perf_counter() - began, time.process_time() - worked
+            own = int(watching.communicate()[0]) * 1024 / 1e9
         peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
-        self.append(Step(name, seconds, cpu, peak))
-        print(f"    {name:<40}{seconds:10.2f} s {cpu:10.2f} s CPU {peak:8.2f} GB", flush=True)
+        self.append(Step(name, seconds, cpu, peak, own))
+        print(f"    {name:<40}{seconds:10.2f} s {cpu:10.2f} s CPU {peak:8.2f} GB, own {own:.2f}", flush=True)
 
 
 # --- what is made up -------------------------------------------------------------------------------------------
@@ -133,7 +154,8 @@ def write_teacher(inputs: Inputs, folder: Path) -> None:
     model, config = fresh_model("efficientface", CLASSES, 64, {}, "")
     faces = inputs.labelled("train")
     with replacing(folder / label.TRAINED_ON) as part:
-        pq.write_table(pa.table({"face_id": faces.face_id, "image_hash": faces.image_hash}), part)
+        columns = {name: pa.array(getattr(faces, name), pa.string()) for name in ("face_id", "image_hash")}
+        pq.write_table(pa.table(columns), part)
     write_text(folder / METRICS, "")
     told: dict[str, Any] = {
         "made_from": {"faces": label.reference_to(inputs.folder, folder)},

@@ -1,7 +1,7 @@
-"""Label distributions in memory, whatever file they came from.
+"""Label distributions as columns, whatever file they came from.
 
-300,000 faces with 8 classes and 10 views are 150 MB: they are read whole, so that an epoch's look-up is one
-fancy index and no file handle is shared between threads. docs/scaling.md says how far that goes.
+They are read whole, so that an epoch's look-up is one fancy index and no file handle is shared between threads. Long
+columns are mapped, not held (data/columns.py). docs/scaling.md says how far that goes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from efficientface import FerError
-from efficientface.data.words import all_differ, leads_out, places
+from efficientface.data.columns import Growing, taken
+from efficientface.data.words import Column, GrowingWords, Words, all_differ, differ, in_order, leads_out, places
 
 # Values of `fold` below zero; k >= 0 is the k-th out-of-fold teacher.
 SEEN, UNSEEN, NO_TEACHER = -1, -2, -3
-ARRAYS = (
-    *("face_id", "image_hash", "split", "label", "fold", "canonical"),
-    *("view_box", "view_flip", "view_distribution"),
-)  # the fields of Distributions with one entry a face
+# The fields of Distributions with one entry a face: text, and numbers.
+TEXT = ("face_id", "image_hash", "split")
+NUMBERS = ("label", "fold", "canonical", "view_box", "view_flip", "view_distribution")
 SUM_TOLERANCE = 1e-3  # of a distribution's sum; float32 softmax is within 1e-6
 
 
@@ -26,16 +26,16 @@ SUM_TOLERANCE = 1e-3  # of a distribution's sum; float32 softmax is within 1e-6
 class Distributions:
     """N faces, C classes, V stored views (V = 0: per-image use only).
 
-    face_id, image_hash, split: (N,) str; label: (N,) int64, -1 where unknown; fold: (N,) int8, see above;
+    face_id, image_hash, split: (N,) text; label: (N,) int64, -1 where unknown; fold: (N,) int8, see above;
     canonical: (N, C) float32, the distribution of the whole, unmirrored face;
     view_box: (N, V, 4) uint16 as top, left, height, width in pixels of the aligned face; view_flip: (N, V) bool;
     view_distribution: (N, V, C) float32. Rows sum to 1. The canonical view is never among the stored ones.
     """
 
     classes: tuple[str, ...]
-    face_id: np.ndarray
-    image_hash: np.ndarray
-    split: np.ndarray
+    face_id: Words
+    image_hash: Words
+    split: Words
     label: np.ndarray
     fold: np.ndarray
     canonical: np.ndarray
@@ -63,8 +63,7 @@ class Distributions:
 
     def check_unique(self, name: str) -> None:
         """FerError if a face id comes twice."""
-        in_order = (self.face_id[:-1] < self.face_id[1:]).all()  # then none does
-        if not in_order and not all_differ(self.face_id):
+        if not in_order(self.face_id) and not all_differ(self.face_id):
             unique, counts = np.unique(self.face_id, return_counts=True)
             raise FerError(
                 f"{name} has {int((counts > 1).sum())} face ids more than once, first {unique[counts > 1][0]}; "
@@ -91,15 +90,17 @@ class Distributions:
 
     def select(self, rows: np.ndarray) -> "Distributions":
         """The faces at `rows`: (M,) indices or (N,) booleans."""
-        arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in ARRAYS}
-        return replace(self, **arrays)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in TEXT}
+        columns |= {name: taken(getattr(self, name), rows) for name in NUMBERS}
+        return replace(self, **columns)
 
     def without_views(self) -> "Distributions":
         """The same faces and distributions, V = 0."""
-        arrays: dict[str, Any] = {name: getattr(self, name)[:, :0] for name in ARRAYS if name.startswith("view_")}
-        return replace(self, **arrays)
+        none: dict[str, Any] = {name: getattr(self, name)[:, :0] for name in NUMBERS if name.startswith("view_")}
+        return replace(self, **none)
 
-    def has(self, face_id: np.ndarray) -> np.ndarray:
+    def has(self, face_id: Column) -> np.ndarray:
         """(M,) bool: which of the given faces are among these."""
         return places(face_id, self.face_id) >= 0
 
@@ -122,19 +123,19 @@ class Distributions:
             view_distribution=self.view_distribution[:, :, order],
         )
 
-    def rows_of(self, face_id: np.ndarray, image_hash: np.ndarray, name: str) -> np.ndarray:
+    def rows_of(self, face_id: Words, image_hash: Words, name: str) -> np.ndarray:
         """(M,) rows of the given faces, matched by id; FerError if one is missing or is about another picture."""
         rows = places(face_id, self.face_id)
         if (rows < 0).any():
             raise FerError(
                 f"{name} has no distribution for {int((rows < 0).sum())} of {len(rows)} faces, "
-                f"first {face_id[rows < 0][0]}; run fer teach again"
+                f"first {face_id[(rows < 0).argmax()]}; run fer teach again"
             )
-        other = self.image_hash[rows] != image_hash
-        if other.any():
+        other = np.flatnonzero(differ(self.image_hash, rows, image_hash))
+        if len(other):
             raise FerError(
-                f"{name} is about other pictures than faces/ for {int(other.sum())} of {len(rows)} faces, "
-                f"first {face_id[other][0]} (image_hash differs); run fer teach again"
+                f"{name} is about other pictures than faces/ for {len(other)} of {len(rows)} faces, "
+                f"first {face_id[other[0]]} (image_hash differs); run fer teach again"
             )
         return rows
 
@@ -151,15 +152,11 @@ def tempered(distribution: np.ndarray, temperature: float) -> np.ndarray:
 
 def join(parts: Iterable[Distributions]) -> Distributions:
     """Shards of the same classes and number of views, one after the other; an iterator's are let go one by one."""
-    whole: dict[str, Any] = {}
+    text, numbers = {name: GrowingWords() for name in TEXT}, {name: Growing() for name in NUMBERS}
     for part in parts:
-        for name in ARRAYS:
-            more = getattr(part, name)
-            if name not in whole:
-                whole[name] = more.copy()
-                continue
-            # grown in place: a list of all shards to concatenate would be there twice
-            count = len(whole[name])
-            whole[name].resize((count + len(more), *more.shape[1:]), refcheck=False)
-            whole[name][count:] = more
+        for name, words in text.items():
+            words.append(getattr(part, name))
+        for name, column in numbers.items():
+            column.append(getattr(part, name))
+    whole: dict[str, Any] = {name: column.whole() for name, column in (text | numbers).items()}
     return replace(part, **whole)

@@ -15,10 +15,14 @@ from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from efficientface import FerError, untrusted
-from efficientface.cache.distributions import Distributions
+from efficientface.cache.distributions import TEXT, Distributions, join
 from efficientface.cache.parquet import VIEWS, check_class_names
+from efficientface.data.columns import ROWS
+from efficientface.data.words import Words
 
 VERSION = 1
 FORMAT = "efficientface distributions"
@@ -37,7 +41,6 @@ MEANING = {
     "view_distribution": "of each stored view the probabilities of the classes in their order; they sum to 1",
 }
 OF_A_CLASS = "probability of this class for the whole, unmirrored face; over all classes they sum to 1"
-TEXT = ("face_id", "image_hash", "split")
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.parquet")
 # What h5py raises about files that are not as they should be.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
@@ -62,28 +65,37 @@ def write_hdf5(path: Path, manifest: dict[str, Any], shards: Sequence[str], read
     `manifest` is the artifact's without its `files`; names and sizes of the shards are kept, so that a conversion back
     gives the same ones. Writes to `path` as it is: the caller gives a temporary name and renames.
     """
-    parts = [read(name, False) for name in shards]  # keys alone
-    classes, rows = parts[0].classes, [len(part) for part in parts]
+    rows: dict[str, int] = {}
+
+    def keys_of(name: str) -> Distributions:
+        part = read(name, False)
+        rows[name] = len(part)
+        return part
+
+    keys = join(map(keys_of, shards))
+    classes, count = keys.classes, len(keys)
     check_hdf5_names(classes)
-    text = {name: np.concatenate([getattr(part, name) for part in parts]) for name in TEXT}
-    none = _word_for_none(text["split"])
-    text["split"] = np.array([none if word is None else word for word in text["split"]], object)
+    none = _word_for_none(keys.split)
+    text = {"face_id": keys.face_id.arrow, "image_hash": keys.image_hash.arrow, "split": keys.split.arrow}
+    text["split"] = text["split"].fill_null(none) if none else text["split"]
     views = read(shards[0], True).views
-    count = sum(rows)
     with _new_file(path) as file:
         file.attrs["format"] = FORMAT
         file.attrs["version"] = VERSION
         file.attrs["classes"] = np.array(classes, h5py.string_dtype("utf-8"))
         file.attrs["views"] = views
         file.attrs["manifest"] = json.dumps(manifest, ensure_ascii=False, allow_nan=False)
-        file.attrs["shards"] = json.dumps(dict(zip(shards, rows, strict=True)))
+        file.attrs["shards"] = json.dumps(rows)
         packed: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True} if count else {}
         # of the file: one row a face, floats as they are and the rest in compressed chunks
         for name in TEXT:
-            encoded = _encoded(name, text[name], path)
-            length = h5py.string_dtype("utf-8", encoded.dtype.itemsize)
+            _check_text(name, text[name], path)
+            longest = h5py.string_dtype("utf-8", max(pc.max(pc.binary_length(text[name])).as_py() or 0, 1))
             chunks = {"chunks": (min(CHUNK, count),)} if count else {}
-            file.create_dataset(name, data=encoded.astype(length), dtype=length, **chunks, **packed)
+            file.create_dataset(name, (count,), longest, **chunks, **packed)
+            for k in range(0, count, ROWS):
+                piece = text[name][k : k + ROWS].cast(pa.large_binary()).to_numpy(zero_copy_only=False)
+                file[name][k : k + len(piece)] = piece.astype(longest)
         for name, (shape, dtype) in _numbers(classes, views).items():
             more = {} if dtype == "<f4" or not count else {"chunks": (min(CHUNK, count), *shape), **packed}
             file.create_dataset(name, (count, *shape), dtype, **more)
@@ -93,7 +105,7 @@ def write_hdf5(path: Path, manifest: dict[str, Any], shards: Sequence[str], read
         if none:
             file["split"].attrs["none"] = none
         start = 0
-        for name, length in zip(shards, rows, strict=True):
+        for name, length in rows.items():
             part, place = read(name, True), slice(start, start + length)
             for key in ("label", "fold", *(VIEWS if views else ())):
                 file[key][place] = getattr(part, key)
@@ -155,9 +167,9 @@ def _numbers(classes: Sequence[str], views: int) -> dict[str, tuple[tuple[int, .
     return shapes
 
 
-def _word_for_none(splits: np.ndarray) -> str:
+def _word_for_none(splits: Words) -> str:
     """HDF5 text cannot be null: a word that no split has, or nothing if every face has a split."""
-    words = set(splits.tolist())
+    words = set(splits.arrow.unique().to_pylist())
     if None not in words:
         return ""
     none = "none"
@@ -166,16 +178,14 @@ def _word_for_none(splits: np.ndarray) -> str:
     return none
 
 
-def _encoded(name: str, text: np.ndarray, path: Path) -> np.ndarray:
-    """(N,) str as (N,) bytes of one length. HDF5 ends text at the first NUL, so that none may be in it."""
-    wrong = [word for word in text if "\0" in word]
-    if wrong:
+def _check_text(name: str, text: pa.Array, path: Path) -> None:
+    """FerError if text has a NUL, where HDF5 would end it."""
+    wrong = text.filter(pc.match_substring(text, "\0"))
+    if len(wrong):
         raise FerError(
-            f"{path.name} cannot hold the {name} of {len(wrong)} of {len(text)} faces, first {wrong[0]!r}: "
+            f"{path.name} cannot hold the {name} of {len(wrong)} of {len(text)} faces, first {wrong[0].as_py()!r}: "
             "text in HDF5 ends at a NUL; use Parquet"
         )
-    encoded = [word.encode() for word in text]
-    return np.array(encoded, f"S{max([1, *map(len, encoded)])}")
 
 
 # --- the digest ------------------------------------------------------------------------------------------------
@@ -247,7 +257,8 @@ def read_hdf5(path: Path, views: bool = True, rows: slice = slice(None)) -> Dist
         text = {name: _decoded(file[name][rows]) for name in TEXT}
         none = file["split"].attrs.get("none")
         if none is not None:
-            text["split"] = np.array([None if word == none else word for word in text["split"]], object)
+            splits = text["split"].arrow
+            text["split"] = Words(pc.if_else(pc.equal(splits, str(none)), None, splits))
         n, v = len(text["face_id"]), stored * views
         return Distributions(
             classes=classes,
@@ -324,11 +335,9 @@ def _check_dataset(
         raise FerError(f"{path}: {name} says to have {data.nbytes} bytes, more than the file can hold")
 
 
-def _decoded(encoded: np.ndarray) -> np.ndarray:
-    """(N,) bytes as (N,) str objects."""
-    text = np.empty(len(encoded), object)
-    text[:] = [word.decode() for word in encoded.tolist()]
-    return text
+def _decoded(encoded: np.ndarray) -> Words:
+    """(N,) bytes of one length as text."""
+    return Words([word.decode() for word in encoded.tolist()])
 
 
 def _booleans(values: np.ndarray) -> np.ndarray:

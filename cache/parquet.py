@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from efficientface import FerError, untrusted
-from efficientface.cache.distributions import Distributions, join
+from efficientface.cache.distributions import TEXT, Distributions, join
 from efficientface.data.ahead import ahead
+from efficientface.data.words import Words
 
 VERSION = 1
 KEYS = ("face_id", "image_hash", "split", "label", "fold")
@@ -34,9 +35,7 @@ def distributions_table(part: Distributions) -> pa.Table:
     check_class_names(part.classes)
     views, classes = part.views, len(part.classes)
     columns = {
-        "face_id": pa.array(part.face_id, pa.string()),
-        "image_hash": pa.array(part.image_hash, pa.string()),
-        "split": pa.array(part.split, pa.string()),
+        **{name: pa.array(getattr(part, name), pa.string()) for name in TEXT},
         "label": pa.array(part.label, pa.int64(), mask=part.label < 0),
         "fold": pa.array(part.fold, pa.int8()),
     }
@@ -129,13 +128,11 @@ def read_shard(path: Path, with_views: bool = True) -> Distributions:
                 "restore it, or run fer teach again"
             )
     rows = len(table)
-    text = {name: table[name].to_numpy(zero_copy_only=False) for name in ("face_id", "image_hash")}
-    splits = table["split"].dictionary_encode().combine_chunks()  # one object a word, not one a face
-    words = np.array([*splits.dictionary.to_pylist(), None], object)
     return Distributions(
         classes=classes,
-        **text,
-        split=words[splits.indices.fill_null(-1).to_numpy()],
+        face_id=Words(table["face_id"]),
+        image_hash=Words(table["image_hash"]),
+        split=Words(table["split"]),
         label=table["label"].fill_null(-1).to_numpy(zero_copy_only=False),
         fold=table["fold"].to_numpy(zero_copy_only=False),
         canonical=np.stack([table[name].to_numpy(zero_copy_only=False) for name in classes], 1),

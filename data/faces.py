@@ -6,7 +6,7 @@ The format is described in docs/files.md. The schema also carries Hugging Face's
 
 import hashlib
 import json
-import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from efficientface import FerError, untrusted
-from efficientface.data.words import all_differ
+from efficientface.data.columns import ROWS, Growing, kept, mapped, taken, unnamed_file
+from efficientface.data.words import GrowingWords, Words, all_differ
 
 VERSION = 1
 NEEDED = ("face_id", "image", "image_hash", "split", "label", "votes", "group", "status")
 HELD = 2 * 1024**3  # bytes of pictures that are held in memory; further ones are mapped from a file
+TEXT = ("face_id", "image_hash", "split", "group", "status")  # columns of it in NEEDED
 STATUSES = ("found", "several faces", "as given", "no face", "too small", "unreadable")
 
 
@@ -99,21 +101,21 @@ def decode_face(data: bytes | pa.Buffer) -> np.ndarray:
 class Faces:
     """Faces, N rows, images still encoded.
 
-    label: (N,) int64, index into classes, -1 where unknown; votes: (N, C) float32 raw counts, NaN where there are none;
-    group: (N,) str, the person shown, None where unknown;
+    face_id, image_hash, split, status: (N,) text; label: (N,) int64, index into classes, -1 where unknown;
+    votes: (N, C) float32 raw counts, NaN where there are none; group: (N,) text, the person shown, None where unknown;
     images: encoded pictures as Arrow binary, null where the photograph gave no face (empty when not read), of which
     face k has number place[k]: a selection shares the pictures, which would not fit twice, nor beyond 2 GiB into one
     Arrow array.
     """
 
     classes: tuple[str, ...]
-    face_id: np.ndarray
-    image_hash: np.ndarray
-    split: np.ndarray
+    face_id: Words
+    image_hash: Words
+    split: Words
     label: np.ndarray
     votes: np.ndarray
-    group: np.ndarray
-    status: np.ndarray
+    group: Words
+    status: Words
     usable: np.ndarray
     place: np.ndarray
     images: pa.ChunkedArray
@@ -123,13 +125,14 @@ class Faces:
 
     def select(self, rows: np.ndarray) -> "Faces":
         """The faces at `rows`: (M,) indices or (N,) booleans."""
+        if rows.dtype == bool and rows.all():
+            return self
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        arrays = {
-            name: getattr(self, name)[rows]
-            for name in ("face_id", "image_hash", "split", "label", "group", "status", "usable", "place")
-        }
-        arrays["votes"] = no_votes(len(rows), len(self.classes)) if is_no_votes(self.votes) else self.votes[rows]
-        return replace(self, **arrays)
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in TEXT}
+        columns |= {name: taken(getattr(self, name), rows) for name in ("label", "usable", "place")}
+        none = is_no_votes(self.votes)
+        columns["votes"] = no_votes(len(rows), len(self.classes)) if none else taken(self.votes, rows)
+        return replace(self, **columns)
 
     def vote_distributions(self) -> np.ndarray:
         """(N, C) float64: votes as shares of all votes for the classes, NaN where a face has none.
@@ -160,88 +163,94 @@ def is_no_votes(votes: np.ndarray) -> bool:
 
 
 def read_faces(files: Sequence[Path], images: bool = True) -> Faces:
-    """Read shards of faces/ whole; a duplicate face id or shards of different classes are errors.
+    """Read shards of faces/; a duplicate face id or shards of different classes are errors.
 
     Pictures beyond HELD bytes are not in this process's memory: the system reads them from a temporary file, as needed.
+    Nor are long columns (data/columns.py).
     """
-    tables, held = [], 0
+    classes: tuple[str, ...] = ()
+    text, label, usable, votes = {name: GrowingWords() for name in TEXT}, Growing(), Growing(), Growing()
+    pictures, held, count, voted = list[pa.Array](), 0, 0, False
+    wrong = Counter[str]()
     for path in files:
         table = read_table(path, images, NEEDED)
-        held += table["image"].nbytes if images else 0
-        tables.append(table if held <= HELD else _mapped(table))
-    classes = classes_of(tables[0].schema, files[0])
-    for table, path in zip(tables, files, strict=True):
-        if classes_of(table.schema, path) != classes:
+        names = classes_of(table.schema, path)
+        if path != files[0] and names != classes:
             raise FerError(f"{path} has other classes than {files[0]}; run fer align into a new folder")
-    table = pa.concat_tables(tables)
-    _check_content(table, classes, files[0].parent)
-    ids = table["face_id"].to_numpy(zero_copy_only=False)
+        classes = names
+        if images:
+            held += table["image"].nbytes
+            shown = table.select(["image"]) if held <= HELD else _mapped(table.select(["image"]))
+            pictures += [chunk.field("bytes") for chunk in shown["image"].chunks]
+        count += len(table)
+        wrong.update(_wrong_content(table, classes))
+        if wrong.total():
+            continue
+        for name, column in text.items():
+            column.append(table[name])
+        label.append(table["label"].fill_null(-1).to_numpy(zero_copy_only=False))
+        usable.append(table["image_hash"].is_valid().to_numpy(zero_copy_only=False))
+        if not voted and table["votes"].null_count < len(table):
+            voted = True
+            for k in range(0, count - len(table), ROWS):
+                votes.append(no_votes(min(ROWS, count - len(table) - k), len(classes)))
+        if voted:
+            votes.append(_votes(table["votes"], len(classes)))
+    folder = files[0].parent
+    for kind, found in wrong.items():
+        if found:
+            raise FerError(f"{folder} has {found} of {count} rows {kind}; restore it, or run fer align again")
+    ids = text["face_id"].whole()
     if not all_differ(ids):
-        names, counts = np.unique(ids, return_counts=True)
-        first, repeated = names[counts > 1][0], int((counts > 1).sum())
-        folder = files[0].parent
+        unique, counts = np.unique(ids, return_counts=True)
+        first, repeated = unique[counts > 1][0], int((counts > 1).sum())
         raise FerError(
             f"{folder} has {repeated} face ids more than once, first {first}; run fer align into a new folder"
         )
-    votes = no_votes(len(table), len(classes))
-    given = table["votes"].is_valid().to_numpy(zero_copy_only=False)
-    if given.any():
-        votes = votes.copy()
-        flat = pa.concat_arrays([chunk.flatten() for chunk in table["votes"].chunks])
-        votes[given] = flat.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
-    text = {name: _words(table[name]) for name in ("split", "group", "status")}
-    encoded = pa.chunked_array([c.field("bytes") for c in table["image"].chunks]) if images else pa.chunked_array([[]])
     return Faces(
         classes=classes,
         face_id=ids,
-        image_hash=table["image_hash"].to_numpy(zero_copy_only=False),
-        split=text["split"],
-        label=table["label"].fill_null(-1).to_numpy(zero_copy_only=False),
-        votes=votes,
-        group=text["group"],
-        status=text["status"],
-        usable=table["image_hash"].is_valid().to_numpy(zero_copy_only=False),
-        place=np.arange(len(table)),
-        images=encoded,
+        image_hash=text["image_hash"].whole(),
+        split=text["split"].whole(),
+        label=label.whole(),
+        votes=votes.whole() if voted else no_votes(count, len(classes)),
+        group=text["group"].whole(),
+        status=text["status"].whole(),
+        usable=usable.whole(),
+        place=kept(np.arange(count)),
+        images=pa.chunked_array(pictures, pa.binary()),
     )
 
 
+def _votes(column: pa.ChunkedArray, classes: int) -> np.ndarray:
+    """(N, classes) float32 of lists of as many votes, NaN for each that is null."""
+    found = no_votes(len(column), classes).copy()
+    flat = pa.concat_arrays([chunk.flatten() for chunk in column.chunks])
+    found[column.is_valid().to_numpy(zero_copy_only=False)] = flat.to_numpy(zero_copy_only=False).reshape(-1, classes)
+    return found
+
+
 def _mapped(table: pa.Table) -> pa.Table:
-    """The same table in a file without a name, in the system's temporary folder (TMPDIR)."""
-    try:
-        with tempfile.NamedTemporaryFile(prefix="fer-faces-") as file:
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            file.flush()
-            return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
-    except OSError as error:
-        raise FerError(
-            f"{tempfile.gettempdir()} does not take {table.nbytes:,} bytes of pictures, of which memory holds no more "
-            f"than {HELD:,} ({error.strerror or error}); make room there, or set TMPDIR to a folder on a larger disk"
-        ) from error
+    """The same table in a file without a name."""
+    with unnamed_file(f"{table.nbytes:,} bytes of pictures") as file:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        return pa.ipc.open_file(pa.py_buffer(mapped(file))).read_all()
 
 
-def _words(column: pa.ChunkedArray) -> np.ndarray:
-    """(N,) str or None of text that repeats: one object a word, not one a face."""
-    encoded = column.dictionary_encode().combine_chunks()
-    return np.array([*encoded.dictionary.to_pylist(), None], object)[encoded.indices.fill_null(-1).to_numpy()]
-
-
-def _check_content(table: pa.Table, classes: Sequence[str], folder: Path) -> None:
-    """FerError if a row has no id, a label of no class, votes for other classes, or a hash without a picture."""
+def _wrong_content(table: pa.Table, classes: Sequence[str]) -> dict[str, int]:
+    """How many rows have no id, a label of no class, votes for other classes, or a hash without a picture."""
     label, votes = table["label"].fill_null(-1).to_numpy(), table["votes"]
     wrong = {
         "without a face_id": table["face_id"].null_count,
         "with a label of no class": int(((label < -1) | (label >= len(classes))).sum()),
-        "with votes for other classes": pc.sum(pc.not_equal(pc.list_value_length(votes), len(classes))).as_py(),
+        "with votes for other classes": pc.sum(pc.not_equal(pc.list_value_length(votes), len(classes))).as_py() or 0,
     }
     if "image" in table.column_names:
         there = [chunk.field("bytes").is_valid() for chunk in table["image"].chunks]
         differ = pc.not_equal(pa.chunked_array(there, pa.bool_()), table["image_hash"].is_valid())
-        wrong["with a picture or its hash alone"] = pc.sum(differ).as_py()
-    found = [f"{count} of {len(table)} rows {what}" for what, count in wrong.items() if count]
-    if found:
-        raise FerError(f"{folder} has {found[0]}; restore it, or run fer align again")
+        wrong["with a picture or its hash alone"] = pc.sum(differ).as_py() or 0
+    return wrong
 
 
 def read_table(path: Path, images: bool = True, columns: Sequence[str] = ()) -> pa.Table:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from efficientface.data.words import Column
+
 MIN_AREA = 0.08  # of the face; torchvision's default, which the authors use
 ASPECT = (3 / 4, 4 / 3)  # width / height
 TRIES = 10
@@ -20,7 +22,7 @@ BLOCK = 1 << 16  # views drawn at a time: their keys and words take more memory 
 
 
 def draw_views(
-    seed: int, face_ids: Sequence[str] | np.ndarray, views: Iterable[int], crop: int, min_area: float = MIN_AREA
+    seed: int, face_ids: Column, views: Iterable[int], crop: int, min_area: float = MIN_AREA
 ) -> tuple[np.ndarray, np.ndarray]:
     """Crop boxes and flips of the given view numbers for each face.
 

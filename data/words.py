@@ -1,54 +1,196 @@
-"""Columns of text, (N,) str and perhaps None as numpy has them: compared, found and numbered without a loop in Python.
+"""Columns of text, (N,) str and perhaps None: compared, found and numbered without a loop in Python.
 
-A million face ids in a table of all words take 0.25 GB; their fingerprints, 8 bytes a word, tell nearly as much.
+As numpy's objects a million face ids and digests take 0.19 GB, in a table of all words more; as Arrow has them 0.07,
+and their fingerprints, 8 bytes a word, tell nearly as much.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from efficientface.data.columns import ROWS, Growing, kept
 
-def text_array(words: np.ndarray | Sequence[str]) -> pa.Array:
+
+class Words:
+    """A column of text as Arrow has it; indexed, compared and iterated as numpy's arrays of objects are.
+
+    What indices take of it is held or mapped as columns of numbers are (data/columns.py).
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, words: "Column") -> None:
+        self.arrow = text_array(words)
+
+    def __len__(self) -> int:
+        return len(self.arrow)
+
+    def __getitem__(self, rows: Any) -> Any:
+        """A word, or the Words at a slice, at (M,) indices or where (N,) booleans are true."""
+        if isinstance(rows, int | np.integer):
+            return self.arrow[int(rows)].as_py()
+        if isinstance(rows, slice):
+            return Words(self.arrow[rows])
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        found = GrowingWords()
+        for k in range(0, len(rows), ROWS):
+            part = rows[k : k + ROWS]
+            found.append(self.arrow.take(pa.array(np.where(part < 0, part + len(self), part))))
+        return found.whole()
+
+    def __iter__(self) -> Iterator[Any]:
+        for k in range(0, len(self), ROWS):
+            yield from self.arrow[k : k + ROWS].to_pylist()
+
+    def __eq__(self, other: Any) -> Any:
+        """(N,) bool: which words are the same as another, or as those of a column of as many."""
+        if other is None:
+            return self.arrow.is_null().to_numpy(zero_copy_only=False)
+        if isinstance(other, str):
+            return pc.equal(self.arrow, pa.scalar(other, pa.large_string())).fill_null(False).to_numpy(False)
+        theirs = text_array(other)
+        neither = pc.and_(self.arrow.is_null(), theirs.is_null())
+        return pc.or_(pc.equal(self.arrow, theirs).fill_null(False), neither).to_numpy(zero_copy_only=False)
+
+    def __ne__(self, other: Any) -> Any:
+        return ~(self == other)
+
+    def tolist(self) -> list[Any]:
+        """As Python has them."""
+        return self.arrow.to_pylist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """As numpy's objects."""
+        return np.asarray(self.arrow.to_numpy(zero_copy_only=False), dtype)
+
+    def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
+        return self.arrow if type is None else self.arrow.cast(type)
+
+
+Column: TypeAlias = Words | np.ndarray | pa.Array | pa.ChunkedArray | Sequence[str | None]
+
+
+class GrowingWords:
+    """A column of text that is put together from its parts."""
+
+    def __init__(self) -> None:
+        self._ends, self._text, self._there = Growing(), Growing(), Growing()
+        self._ends.append(np.zeros(1, np.int64))
+        self._bytes = self._nulls = 0
+
+    def append(self, part: Column) -> None:
+        """More of it, copied."""
+        array = text_array(part)
+        if not len(array):
+            return
+        _, ends, text = array.buffers()
+        offsets = np.frombuffer(ends, np.int64)[array.offset : array.offset + len(array) + 1]
+        self._ends.append(offsets[1:] - offsets[0] + self._bytes)
+        if text is not None:
+            self._text.append(np.frombuffer(text, np.uint8)[offsets[0] : offsets[-1]])
+        self._there.append(array.is_valid().to_numpy(zero_copy_only=False))
+        self._bytes += int(offsets[-1] - offsets[0])
+        self._nulls += array.null_count
+
+    def whole(self) -> Words:
+        """All parts, one after the other."""
+        ends, text = (pa.py_buffer(column.whole()) for column in (self._ends, self._text))
+        there = self._there.whole()
+        valid = pa.py_buffer(np.packbits(there, bitorder="little")) if self._nulls else None
+        return Words(pa.LargeStringArray.from_buffers(len(there), ends, text, valid, self._nulls))
+
+
+def text_array(words: Column) -> pa.LargeStringArray:
     """As Arrow has them: there no Python object is asked about each."""
+    if isinstance(words, Words):
+        return words.arrow
+    if isinstance(words, pa.ChunkedArray):
+        words = words.combine_chunks()
+    if isinstance(words, pa.Array):
+        return words.cast(pa.large_string())
     return pa.array(words, pa.large_string())
 
 
-def fingerprints(words: np.ndarray | Sequence[str]) -> np.ndarray:
+def fingerprints(words: Column) -> np.ndarray:
     """(N,) uint64: the same for equal words, and hardly ever for others."""
     from pandas.util import hash_array  # here, because --help imports this
 
-    return hash_array(np.asarray(words, object), categorize=False)
+    array, found = text_array(words), np.empty(len(words), np.uint64)
+    for k in range(0, len(array), ROWS):
+        part = array[k : k + ROWS].to_numpy(zero_copy_only=False)
+        found[k : k + ROWS] = hash_array(part, categorize=False)
+    return found
 
 
-def all_differ(words: np.ndarray | Sequence[str]) -> bool:
+def all_differ(words: Column) -> bool:
     """Whether no word comes twice."""
-    found = np.sort(fingerprints(words))
+    found = fingerprints(words)
+    found.sort()
     return not (found[1:] == found[:-1]).any() or len(text_array(words).unique()) == len(words)
 
 
-def places(wanted: np.ndarray, known: np.ndarray | Sequence[str]) -> np.ndarray:
+def counted(words: Column) -> Counter[str | None]:
+    """How often each word comes, in the order of their first."""
+    found = text_array(words).value_counts().to_pylist()
+    return Counter({pair["values"]: pair["counts"] for pair in found})
+
+
+def in_order(words: Column) -> bool:
+    """Whether each word is greater than the one before."""
+    array = text_array(words)
+    return len(array) < 2 or bool(pc.all(pc.less(array[:-1], array[1:])).as_py())
+
+
+def differ(column: Words | np.ndarray, rows: np.ndarray, others: Words | np.ndarray) -> np.ndarray:
+    """(M,) bool: where column[rows] is not what `others` (M,) have, without a copy of either."""
+    found = np.empty(len(rows), bool)
+    for k in range(0, len(rows), ROWS):
+        found[k : k + ROWS] = column[rows[k : k + ROWS]] != others[k : k + ROWS]
+    return found
+
+
+class Index:
+    """Where words stand in a column."""
+
+    def __init__(self, known: Column) -> None:
+        self.known = known if isinstance(known, Words) else Words(known)
+        theirs = fingerprints(known)
+        self._order = kept(np.argsort(theirs, kind="stable"))
+        self._theirs = kept(theirs[self._order])
+
+    def places(self, wanted: Column) -> np.ndarray:
+        """(M,) int64: of each of M words the place in the column (N,), the first of several, -1 where it is not."""
+        words, found = wanted if isinstance(wanted, Words) else Words(wanted), np.full(len(wanted), -1)
+        for k in range(0, len(found) if len(self.known) else 0, ROWS):
+            found[k : k + ROWS] = self._places(words[k : k + ROWS])
+        return found
+
+    def _places(self, wanted: Words) -> np.ndarray:
+        ours = fingerprints(wanted)
+        at = np.searchsorted(self._theirs, ours).clip(max=len(self.known) - 1)
+        there = self._theirs[at] == ours
+        rows = np.where(there, self._order[at], -1)
+        if (self.known[rows[there]] != wanted[there]).any():  # two words have one fingerprint
+            found = pc.index_in(wanted.arrow, value_set=self.known.arrow)
+            return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return rows
+
+
+def places(wanted: Column, known: Column) -> np.ndarray:
     """(M,) int64: where each of M words stands in `known` (N,), the first of several, -1 where it does not."""
-    known = np.asarray(known, object)
-    if not len(known):
-        return np.full(len(wanted), -1)
-    theirs, ours = fingerprints(known), fingerprints(wanted)
-    order = np.argsort(theirs, kind="stable")
-    rows = order[np.searchsorted(theirs, ours, sorter=order).clip(max=len(known) - 1)]
-    there = theirs[rows] == ours
-    if (known[rows[there]] != wanted[there]).any():  # two words have one fingerprint
-        found = pc.index_in(text_array(wanted), value_set=text_array(known))
-        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    rows[~there] = -1
-    return rows
+    return Index(known).places(wanted)
 
 
-def numbered(words: np.ndarray) -> np.ndarray:
+def numbered(words: Column) -> np.ndarray:
     """(N,) int64: a number for each of N words, the same for equal ones; from 0, none left out."""
     return text_array(words).dictionary_encode(null_encoding="encode").indices.to_numpy().astype(np.int64)
 
 
-def leads_out(face_id: np.ndarray) -> np.ndarray:
+def leads_out(face_id: Column) -> np.ndarray:
     """(N,) bool: whether an id is no relative path, or climbs."""
     return pc.match_substring_regex(text_array(face_id), r"^/|(^|/)\.\.(/|$)").to_numpy(zero_copy_only=False)

@@ -8,6 +8,7 @@ import numpy as np
 from efficientface import FerError
 from efficientface.cache.comparison import js, kl
 from efficientface.cache.summary import quantiles
+from efficientface.data.words import places
 from efficientface.pipeline.caches import open_cache
 
 
@@ -27,12 +28,12 @@ def diff(a: Path, b: Path, top: int = 10) -> dict[str, Any]:
             "only caches of the same classes can be compared"
         )
     second = second.in_order_of(first.classes, str(b))
-    place = {key: row for row, key in enumerate(second.face_id)}
-    rows = np.array([row for row, key in enumerate(first.face_id) if key in place], np.int64)
+    place = places(first.face_id, second.face_id)
+    rows = np.flatnonzero(place >= 0)
     if not len(rows):
         raise FerError(f"{a} and {b} have no face in common ({len(first):,} and {len(second):,} faces)")
     only = {"a": len(first) - len(rows), "b": len(second) - len(rows)}
-    first, second = first.select(rows), second.select(np.array([place[key] for key in first.face_id[rows]]))
+    first, second = first.select(rows), second.select(place[rows])
     p, q = first.canonical, second.canonical
     figures = {"kl_a_b": kl(p, q), "kl_b_a": kl(q, p), "js": js(p, q)}
     tops = p.argmax(1), q.argmax(1)

@@ -11,8 +11,10 @@ import torch
 
 from efficientface import FerError
 from efficientface.cache.distributions import Distributions, tempered
+from efficientface.data.columns import kept, taken
 from efficientface.data.faces import Faces
 from efficientface.data.views import draw_views
+from efficientface.data.words import Column, differ
 from efficientface.pipeline.artifact import (
     read_manifest,
     reference_to,
@@ -134,8 +136,8 @@ def read_distributions(cache: Path, inputs: Inputs) -> Distributions:
     if opened.manifest["facts"].get("left_out") and settings.get("source", TeachConfig.source) != "ldg":
         faces = faces.select(cached.has(faces.face_id))
     rows = cached.rows_of(faces.face_id, faces.image_hash, str(cache))
-    for what, was, now in (("split", cached.split, faces.split), ("label", cached.label, faces.label)):
-        other = np.flatnonzero(was[rows] != now)
+    for what in ("split", "label"):
+        other = np.flatnonzero(differ(getattr(cached, what), rows, getattr(faces, what)))
         if len(other):
             raise FerError(
                 f"{cache} was made when {len(other):,} of {len(faces):,} faces had another {what}, first "
@@ -246,22 +248,23 @@ def replay(cached: Distributions, crop: int, config: DistillConfig, own: np.ndar
     own = np.arange(len(cached)) if own is None else own
     if not cached.views:
         crops = free_crops(cached.face_id[own], crop, config)
-        return lambda rows, turns: Lesson(*crops(rows, turns), cached.canonical[own[rows]])
+        return lambda rows, turns: Lesson(*crops(rows, turns), taken(cached.canonical, own[rows]))
 
     offsets = replay_offsets(config.seed, cached.face_id[own])
+    boxes, flips = cached.view_box.reshape(-1, 1, 4), cached.view_flip.reshape(-1, 1)
+    answers = cached.view_distribution.reshape(-1, len(cached.classes))
 
     def lessons(rows: np.ndarray, turns: np.ndarray) -> Lesson:
-        view, at = (offsets[rows] + turns) % cached.views, own[rows]
-        return Lesson(
-            cached.view_box[at, view][:, None],
-            cached.view_flip[at, view][:, None],
-            cached.view_distribution[at, view],
-        )
+        at = kept(own[rows] * cached.views + (offsets[rows] + turns) % cached.views)
+        return Lesson(taken(boxes, at), taken(flips, at), taken(answers, at))
 
     return lessons
 
 
-def replay_offsets(seed: int, face_ids: np.ndarray) -> np.ndarray:
-    """(N,) int64: where in its stored views a student of this seed begins with each face, 32 bits of a hash."""
-    digests = (hashlib.blake2b(f"{seed}\0{face_id}".encode(), digest_size=4).digest() for face_id in face_ids)
-    return np.frombuffer(b"".join(digests), "<u4").astype(np.int64)
+def replay_offsets(seed: int, face_ids: Column) -> np.ndarray:
+    """(N,) uint32: where in its stored views a student of this seed begins with each face, 32 bits of a hash."""
+    found = np.empty(len(face_ids), "<u4")
+    for k, face_id in enumerate(face_ids):
+        digest = hashlib.blake2b(f"{seed}\0{face_id}".encode(), digest_size=4).digest()
+        found[k] = int.from_bytes(digest, "little")
+    return kept(found)

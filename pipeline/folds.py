@@ -8,6 +8,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from efficientface import FerError
 from efficientface.cache.distributions import UNSEEN
 from efficientface.data.faces import Faces
+from efficientface.data.words import numbered, text_array
 
 
 def assign_folds(faces: Faces, folds: int, seed: int) -> np.ndarray:
@@ -38,9 +39,8 @@ def assign_folds(faces: Faces, folds: int, seed: int) -> np.ndarray:
 
 def kept_together(faces: Faces) -> np.ndarray:
     """(N,) numbers, equal for faces that share a group or a picture, directly or through other faces."""
-    given = np.array([name is not None for name in faces.group], bool)
-    _, picture = np.unique(faces.image_hash.astype(str), return_inverse=True)
-    _, person = np.unique(faces.group[given].astype(str), return_inverse=True)
+    given = text_array(faces.group).is_valid().to_numpy(zero_copy_only=False)
+    picture, person = numbered(faces.image_hash), numbered(faces.group[given])
     nodes = len(faces) + picture.max(initial=-1) + 1 + person.max(initial=-1) + 1
     face = np.arange(len(faces))
     ends = np.concatenate([len(faces) + picture, len(faces) + picture.max(initial=-1) + 1 + person])

@@ -24,9 +24,10 @@ from efficientface import FerError, untrusted
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions, join, tempered
 from efficientface.cache.parquet import checked_shards, read_shard, write_shard
 from efficientface.data.batches import canonical
+from efficientface.data.columns import ROWS
 from efficientface.data.faces import Faces, read_faces
 from efficientface.data.views import draw_views
-from efficientface.data.words import places
+from efficientface.data.words import Index, Words, places
 from efficientface.models.inference import for_inference
 from efficientface.pipeline.artifact import (
     MANIFEST,
@@ -192,8 +193,7 @@ def cache_distributions(
         judged["device"] = torch.device(config.device).type
         if config.label_precision != "fp32":
             judged["against_fp32"] = against_fp32(teachers, inputs, fold)
-    known = said_without_teacher(inputs.faces, weights)
-    sayable = covered(inputs.faces, config.covers) & np.isfinite(known).all(1)
+    sayable = covered(inputs.faces, config.covers) & said_about(inputs.faces, weights)
     plan = {
         "settings": settings,
         "made_from": {name: reference["manifest"] for name, reference in made_from.items()},
@@ -218,7 +218,7 @@ def cache_distributions(
             f"{len(sayable):,}",
             why_left_out(settings),
         )
-    faces, known = inputs.faces.select(sayable), known[sayable]
+    faces = inputs.faces.select(sayable)
     if fold is not None:
         fold = fold[sayable]
         check_folds(faces, folders, fold)
@@ -226,7 +226,7 @@ def cache_distributions(
         fold = np.full(len(faces), NO_TEACHER, np.int8)
     else:
         fold = np.where(teachers.trained_on(faces), SEEN, UNSEEN).astype(np.int8)
-    labeller = Labeller(teachers, weights.get("ldg", 0.0), settings, inputs.facts["crop"])
+    labeller = Labeller(teachers, weights, settings, inputs.facts["crop"])
     rank, world = rank_and_world()
     log.info("distributions: %s views of %s faces", f"{len(faces) * (1 + settings['views']):,}", f"{len(faces):,}")
     tasks = []
@@ -240,9 +240,9 @@ def cache_distributions(
                 (out / name).unlink(missing_ok=True)  # a damaged one, which would be taken for the worker's
                 tasks.append((name, rows))
             else:
-                labeller.write(out / name, faces.select(rows), known[rows], fold[rows], advance)
+                labeller.write(out / name, faces.select(rows), fold[rows], advance)
         if tasks:
-            send = Sender(inputs, faces, known, fold, labeller, out)
+            send = Sender(inputs, faces, fold, labeller, out)
             carry_out(client, (send.task(name, rows) for name, rows in tasks), advance)
     if job is not None:
         return {
@@ -263,7 +263,7 @@ class Labeller:
     """Makes the shards of one cache."""
 
     teachers: Teachers | None
-    weight: float  # of the teachers' answers in a distribution
+    weights: dict[str, float]  # of what is said in a distribution, the teachers' answers being `ldg`
     settings: dict[str, Any]  # the cache's: views, seed, min_area
     crop: int  # pixels a side of a stored face
 
@@ -271,16 +271,17 @@ class Labeller:
         """How many answers faces of these folds (N,) take."""
         return self.teachers.answers(fold) if self.teachers else len(fold)
 
-    def write(self, path: Path, faces: Faces, known: np.ndarray, fold: np.ndarray, advance: Advance) -> None:
-        """One file, whole or not at all: N faces, of which `known` (N, C) is said without a teacher; fold (N,)."""
+    def write(self, path: Path, faces: Faces, fold: np.ndarray, advance: Advance) -> None:
+        """One file, whole or not at all: N faces; fold (N,)."""
         boxes, flips = draw_views(
             self.settings["seed"], faces.face_id, range(self.settings["views"]), self.crop, self.settings["min_area"]
         )
         whole_box, whole_flip = canonical(len(faces), self.crop)
+        known = said_without_teacher(faces, self.weights)
         answers = np.repeat(known[:, None], 1 + boxes.shape[1], axis=1).astype(np.float32)
         if self.teachers is not None:
             seen_views = np.concatenate([whole_box, boxes], 1), np.concatenate([whole_flip, flips], 1)
-            answers += np.float32(self.weight) * self.teachers.ask(faces, *seen_views, fold, advance)
+            answers += np.float32(self.weights["ldg"]) * self.teachers.ask(faces, *seen_views, fold, advance)
         shard = as_shard(faces, fold, answers, boxes, flips)
         shard.check(path.name)
         with replacing(path) as part_file:
@@ -290,10 +291,8 @@ class Labeller:
 class Sender:
     """Makes tasks for the workers of a cluster: they read faces and teachers themselves."""
 
-    def __init__(
-        self, inputs: Inputs, faces: Faces, known: np.ndarray, fold: np.ndarray, labeller: Labeller, out: Path
-    ):
-        self.faces, self.known, self.fold, self.labeller, self.out = faces, known, fold, labeller, out
+    def __init__(self, inputs: Inputs, faces: Faces, fold: np.ndarray, labeller: Labeller, out: Path):
+        self.faces, self.fold, self.labeller, self.out = faces, fold, labeller, out
         self.files = [file.absolute() for file in data_files(inputs.folder, inputs.manifest)]
         self.ends = np.cumsum([pq.read_metadata(file).num_rows for file in self.files])
         teachers = labeller.teachers
@@ -318,7 +317,6 @@ class Sender:
             path=self.out.absolute() / name,
             files=files,
             rows=place - began,
-            known=self.known[rows],
             fold=self.fold[rows],
             labeller=replace(self.labeller, teachers=None),
             folders=self.folders,
@@ -335,7 +333,6 @@ class LabelTask:
     path: Path
     files: Sequence[Path]  # shards of faces/
     rows: np.ndarray  # (N,) in these
-    known: np.ndarray  # (N, C)
     fold: np.ndarray  # (N,)
     labeller: Labeller  # without its teachers
     folders: tuple[Path, ...]  # theirs
@@ -356,7 +353,7 @@ class LabelTask:
         torch.set_num_threads(1)  # a thread a task: the cluster's settings say how many of these a worker has
         faces = read_faces(self.files).select(self.rows)
         teachers = teachers_once(self.folders, faces.classes, self.config) if self.config else None
-        replace(self.labeller, teachers=teachers).write(self.path, faces, self.known, self.fold, lambda count: None)
+        replace(self.labeller, teachers=teachers).write(self.path, faces, self.fold, lambda count: None)
 
 
 @lru_cache(maxsize=1)
@@ -444,7 +441,7 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
     teachers = load_teachers(folders, inputs.faces.classes, replace(config, **as_before))
     made = out / ADDING / f"{before + more}"
     names = [f"part-{k:05d}-views-{before + more}.parquet" for k in range(len(cache.shards))]
-    place = {key: row for row, key in enumerate(inputs.faces.face_id)}
+    known_faces = Index(inputs.faces.face_id)
     rank, world = rank_and_world()
     with progress("labelling", teachers.answers(cache.read(views=False).fold)) as advance:
         for k, old in enumerate(cache.shards):
@@ -452,7 +449,10 @@ def add_views(inputs: Inputs, out: Path, more: int, config: TeachConfig) -> dict
                 continue
             made.mkdir(parents=True, exist_ok=True)
             part = cache.read_shard(old).in_order_of(inputs.faces.classes, str(out))
-            shown = inputs.faces.select(np.array([place[key] for key in part.face_id]))
+            rows = known_faces.places(part.face_id)
+            if (rows < 0).any():
+                raise FerError(f"{out / old} is about faces that {inputs.folder} does not have; restore it")
+            shown = inputs.faces.select(rows)
             boxes, flips = draw_views(
                 settings["seed"], part.face_id, numbers, inputs.facts["crop"], settings["min_area"]
             )
@@ -496,10 +496,10 @@ def is_whole(shard: Path) -> bool:
     return True
 
 
-def pictures_of(teacher: Path) -> np.ndarray:
-    """(N,) str, the hashes of the pictures that a teacher says it was trained on."""
+def pictures_of(teacher: Path) -> Words:
+    """(N,) text, the hashes of the pictures that a teacher says it was trained on."""
     try:
-        return untrusted.read_parquet(teacher / TRAINED_ON, ["image_hash"])["image_hash"].to_numpy()
+        return Words(untrusted.read_parquet(teacher / TRAINED_ON, ["image_hash"])["image_hash"])
     except (OSError, ValueError, KeyError) as error:
         raise FerError(f"{teacher / TRAINED_ON} cannot be read ({error}); restore it") from error
 
@@ -518,7 +518,7 @@ def check_folds(faces: Faces, folders: Sequence[Path], fold: np.ndarray) -> None
 
 def check_source(inputs: Inputs, source: str, covers: str) -> None:
     """FerError if no face would have a distribution: to be known before a teacher is trained."""
-    sayable = np.isfinite(said_without_teacher(inputs.faces, parse_source(source))).all(1)
+    sayable = said_about(inputs.faces, parse_source(source))
     if not sayable.any():
         raise FerError(
             f"--source {source} says nothing about any of the {len(inputs.faces):,} faces of {inputs.folder}; "
@@ -534,6 +534,15 @@ def check_source(inputs: Inputs, source: str, covers: str) -> None:
 def covered(faces: Faces, covers: str) -> np.ndarray:
     """(N,) bool: which faces --covers names."""
     return (faces.split == "train") & (faces.label >= 0) if covers == "train" else np.ones(len(faces), bool)
+
+
+def said_about(faces: Faces, weights: dict[str, float]) -> np.ndarray:
+    """(N,) bool: which faces have votes or a label where a source of these weights needs them."""
+    found = np.ones(len(faces), bool)
+    for k in range(0, len(faces) if weights.keys() != {"ldg"} else 0, ROWS):
+        part = faces.select(np.arange(k, min(k + ROWS, len(faces))))
+        found[k : k + ROWS] = np.isfinite(said_without_teacher(part, weights)).all(1)
+    return found
 
 
 def said_without_teacher(faces: Faces, weights: dict[str, float]) -> np.ndarray:

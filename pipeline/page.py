@@ -27,6 +27,7 @@ from efficientface import FerError
 from efficientface.cache.distributions import Distributions
 from efficientface.cache.summary import entropy
 from efficientface.data.faces import Faces, read_faces, read_table
+from efficientface.data.words import Words, places
 from efficientface.pipeline.artifact import data_files, digest_file, digest_of, is_finished, read_manifest, write_text
 from efficientface.pipeline.caches import default_cache, home_of, is_file, open_cache
 from efficientface.pipeline.inspect import fold_meaning, in_order, kind_of, read_cached
@@ -252,8 +253,7 @@ def faces_about(home: Path, cached: Distributions, rows: np.ndarray) -> Faces:
     made = read_manifest(home, "faces")
     files = data_files(home, made)
     known = read_faces(files, images=False)
-    by_id = {name: row for row, name in enumerate(known.face_id.tolist())}
-    place = np.array([by_id.get(name, -1) for name in cached.face_id.tolist()])
+    place = places(cached.face_id, known.face_id)
     same = (place >= 0) & (known.image_hash[place] == cached.image_hash)
     if not same.all():
         log.warning(
@@ -279,7 +279,7 @@ def faces_about(home: Path, cached: Distributions, rows: np.ndarray) -> Faces:
         label=cached.label,
         votes=np.where(same[:, None], votes, np.nan),
         group=known.group[place],
-        status=np.full(len(cached), "found", object),
+        status=Words(["found"] * len(cached)),
         usable=same,
         place=np.arange(len(cached)),
         images=pa.chunked_array([pa.array(images, pa.binary())]),

@@ -152,7 +152,8 @@ def train_teacher(inputs: Inputs, folder: Path, config: TeachConfig, without: np
     weights, best = fit(model, train, lessons, loss, judge, begun, facts, folder)
     if leads():
         with replacing(folder / TRAINED_ON) as part:
-            pq.write_table(pa.table({"face_id": train.face_id, "image_hash": train.image_hash}), part)
+            columns = {name: pa.array(getattr(train, name), pa.string()) for name in ("face_id", "image_hash")}
+            pq.write_table(pa.table(columns), part)
         finish_model(
             folder,
             "teacher",

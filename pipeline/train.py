@@ -25,6 +25,7 @@ from efficientface.data.batches import canonical, normalise, view_batches
 from efficientface.data.faces import Faces
 from efficientface.data.resident import resident
 from efficientface.data.views import draw_views
+from efficientface.data.words import Words
 from efficientface.models.batch_norm import BatchNormOfAllRanks
 from efficientface.pipeline.artifact import write_text
 from efficientface.pipeline.checkpoint import CHECKPOINT, METRICS, Checkpoint
@@ -258,7 +259,7 @@ def showings(rows: np.ndarray, shown: np.ndarray) -> np.ndarray:
 
 
 def free_crops(
-    face_id: np.ndarray, crop: int, config: TrainConfig
+    face_id: Words, crop: int, config: TrainConfig
 ) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Boxes (M, 1, 4) and flips (M, 1) of M showings, a fresh crop each: view k of a face is its k-th showing."""
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from efficientface import FerError, untrusted
 from efficientface.cache.distributions import SUM_TOLERANCE, Distributions, join
+from efficientface.data.columns import ROWS
 from efficientface.data.faces import classes_of, hash_image, read_faces, read_table
-from efficientface.data.words import all_differ, leads_out, numbered
+from efficientface.data.words import Index, Words, all_differ, counted, leads_out, numbered, places
 from efficientface.pipeline.artifact import (
     DIGEST,
     MANIFEST,
@@ -263,14 +264,14 @@ def _keys(keys: Distributions, report: Report) -> None:
     if len(outside):
         findings.append(f"{len(outside)} face ids that lead out of their source, first {outside[0]}")
     report.add("keys", findings, f"{len(keys):,} face ids, each once")
-    sizes = Counter("no split" if split is None else split for split in keys.split.tolist())
-    fine = ", ".join(f"{name} {count:,}" for name, count in sizes.most_common())
+    sizes = counted(keys.split).most_common()
+    fine = ", ".join(f"{'no split' if name is None else name} {count:,}" for name, count in sizes)
     report.add("splits", _in_two_splits(keys.face_id, "face ids", keys), fine)
     # FER+ as distributed has hundreds: what was trained on is tested on, but that is the source's
     report.note("pictures", _in_two_splits(keys.image_hash, "equal pictures", keys), "none equal in two splits")
 
 
-def _in_two_splits(column: np.ndarray, what: str, keys: Distributions) -> list[str]:
+def _in_two_splits(column: Words, what: str, keys: Distributions) -> list[str]:
     """A finding if a value of the column (N,) occurs in more than one split."""
     if all_differ(column):
         return []
@@ -292,13 +293,15 @@ def _numbers(keys: Distributions, report: Report) -> None:
     strange = keys.fold < -3
     if strange.any():
         findings.append(f"{int(strange.sum())} folds below -3, first of face {keys.face_id[strange][0]}")
-    folds = Counter(keys.fold.tolist())
-    told = ", ".join(f"fold {fold}: {count:,}" for fold, count in sorted(folds.items()))
+    folds = zip(*np.unique(keys.fold, return_counts=True), strict=True)
+    told = ", ".join(f"fold {fold}: {count:,}" for fold, count in folds)
     report.add("labels", findings, f"{int((keys.label >= 0).sum()):,} faces with one; {told}")
 
-    right, chance = keys.canonical.argmax(1) == keys.label, 1 / classes
+    right, chance = np.empty(len(keys), bool), 1 / classes
+    for k in range(0, len(keys), ROWS):
+        right[k : k + ROWS] = keys.canonical[k : k + ROWS].argmax(1) == keys.label[k : k + ROWS]
     findings, told_splits = [], []
-    for split in sorted(set(keys.split.tolist()), key=str):
+    for split in sorted(counted(keys.split), key=str):
         judged = (keys.split == split) & (keys.label >= 0)
         count = int(judged.sum())
         if count:
@@ -315,19 +318,24 @@ def _numbers(keys: Distributions, report: Report) -> None:
         report.skip("accuracy", "no face has a label")
 
 
-def _wrong(values: np.ndarray, ids: np.ndarray, what: str) -> list[str]:
+def _wrong(values: np.ndarray, ids: Words, what: str) -> list[str]:
     """Findings about distributions (N, ..., C) of N faces."""
-    finite = np.isfinite(values).all(-1)
-    with np.errstate(invalid="ignore"):
-        kinds = {
-            "that are not finite": ~finite,
-            "with a negative probability": finite & (values < 0).any(-1),
-            "that do not sum to 1": finite & (np.abs(values.sum(-1) - 1) > SUM_TOLERANCE),
-        }
+    count, first = Counter[str](), dict[str, str | None]()
+    for k in range(0, len(values), ROWS):
+        part = values[k : k + ROWS]
+        finite = np.isfinite(part).all(-1)
+        with np.errstate(invalid="ignore"):
+            kinds = {
+                "that are not finite": ~finite,
+                "with a negative probability": finite & (part < 0).any(-1),
+                "that do not sum to 1": finite & (np.abs(part.sum(-1) - 1) > SUM_TOLERANCE),
+            }
+        for kind, wrong in kinds.items():
+            if wrong.any():
+                first.setdefault(kind, ids[k + np.argwhere(wrong)[0][0]])
+            count[kind] += int(wrong.sum())
     return [
-        f"{int(wrong.sum())} {what} distributions {kind}, first of face {ids[np.argwhere(wrong)[0][0]]}"
-        for kind, wrong in kinds.items()
-        if wrong.any()
+        f"{number} {what} distributions {kind}, first of face {first[kind]}" for kind, number in count.items() if number
     ]
 
 
@@ -366,7 +374,7 @@ def _faces(cache: Cache, keys: Distributions, report: Report) -> int | None:
         return None
     folder = Path(source["path"])
     findings = []
-    by_id = {key: row for row, key in enumerate(keys.face_id)}
+    by_id = Index(keys.face_id)
     seen = np.zeros(len(keys), bool)
     wrong: dict[str, list[str]] = {}
     try:
@@ -378,22 +386,25 @@ def _faces(cache: Cache, keys: Distributions, report: Report) -> int | None:
                 names = classes_of(table.schema, file)
                 columns = [table[name].to_pylist() for name in ("face_id", "image_hash", "split", "label")]
                 pictures = [picture for chunk in table["image"].chunks for picture in chunk.field("bytes")]
-                for face_id, stated, split, label, picture in zip(*columns, pictures, strict=True):
+                rows = by_id.places(table["face_id"])
+                theirs = (keys.image_hash[rows].tolist(), keys.split[rows].tolist(), keys.label[rows].tolist())
+                for face_id, stated, split, label, picture, row, their_hash, their_split, their_label in zip(
+                    *columns, pictures, rows.tolist(), *theirs, strict=True
+                ):
                     if not picture.is_valid:
                         continue
-                    row = by_id.get(face_id)
-                    if row is None:
+                    if row < 0:
                         wrong.setdefault("faces without a distribution", []).append(face_id)
                         continue
                     seen[row] = True
                     actual = hash_image(picture.as_buffer())
                     if actual != stated:
                         wrong.setdefault("pictures in faces/ that are not as their image_hash says", []).append(face_id)
-                    if actual != keys.image_hash[row]:
+                    if actual != their_hash:
                         wrong.setdefault("distributions about another picture", []).append(face_id)
-                    if split != keys.split[row]:
+                    if split != their_split:
                         wrong.setdefault("faces in another split", []).append(face_id)
-                    known = keys.classes[keys.label[row]] if 0 <= keys.label[row] < len(keys.classes) else None
+                    known = keys.classes[their_label] if 0 <= their_label < len(keys.classes) else None
                     if (names[label] if label is not None and 0 <= label < len(names) else label) != known:
                         wrong.setdefault("faces with another label", []).append(face_id)
                 advance(1)
@@ -458,13 +469,13 @@ def _teachers(
     views = rng.integers(-1, whole.views, sample)  # -1: the whole face
     folder = Path(source["path"])
     faces = read_faces(data_files(folder, read_manifest(folder, "faces")))
-    place = {key: row for row, key in enumerate(faces.face_id)}
-    known = np.array([key in place for key in keys.face_id[rows]])
+    place = places(keys.face_id[rows], faces.face_id)
+    known = place >= 0
     rows, views, asked = rows[known], views[known], asked[rows[known]]
     if not len(rows):
         report.add("teacher", ["none of the sampled faces is in faces/"], "")
         return
-    shown = faces.select(np.array([place[key] for key in keys.face_id[rows]]))
+    shown = faces.select(place[known])
     crop = int(read_manifest(folder, "faces")["settings"]["crop"])
     boxes, flips = np.zeros((len(rows), 1, 4), np.uint16), np.zeros((len(rows), 1), bool)
     boxes[:, 0] = (0, 0, crop, crop)

@@ -272,7 +272,7 @@ def test_every_training_face_is_answered_by_the_teacher_that_has_not_seen_it(fol
 
 def test_folds_are_stratified_and_keep_a_person_and_equal_pictures_together(run):
     faces = faces_of(run)
-    group, hashes = faces.group.copy(), faces.image_hash.copy()
+    group, hashes = np.array(faces.group), np.array(faces.image_hash)
     group[[0, 1, 2]] = "anna"
     group[[3, 4]] = "ben"
     hashes[15] = hashes[4]  # ben again, though nobody says so
@@ -487,7 +487,7 @@ def test_a_cache_from_before_the_faces_were_split_anew_is_refused(run):
     made = read_manifest(run / "faces", "faces")
     faces = read_faces(data_files(run / "faces", made))
     faces = faces.select(faces.usable)
-    split = faces.split.copy()
+    split = np.array(faces.split)
     split[0] = "val"
     known = distill.Inputs(run / "faces", replace(faces, split=split), made, digest_of(run / "faces"))
     with pytest.raises(FerError, match=r"was made when 1 of 60 faces had another split, first face-000\.png; run fer"):
