@@ -62,11 +62,14 @@ class Step(NamedTuple):
 # In a process of its own, which nothing keeps waiting: the largest sum of these lines, in kB, until input ends.
 WATCH = """
 import select, sys
-largest = 0
-while not select.select([sys.stdin], [], [], 0.005)[0]:
+def size():
     with open(f"/proc/{sys.argv[1]}/status") as status:
-        largest = max(largest, sum(int(line.split()[1]) for line in status if line.startswith(("RssAnon", "RssShmem"))))
-print(largest)
+        return sum(int(line.split()[1]) for line in status if line.startswith(("RssAnon", "RssShmem")))
+largest = size()
+print("begun", flush=True)
+while not select.select([sys.stdin], [], [], 0.005)[0]:
+    largest = max(largest, size())
+print(max(largest, size()))
 """
 
 
@@ -78,6 +81,8 @@ class Steps(list[Step]):
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         watch = [sys.executable, "-S", "-E", "-c", WATCH, str(os.getpid())]
         with subprocess.Popen(watch, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            watching.stdout.readline()
             began, worked = time.perf_counter(), time.process_time()
             yield
             seconds, cpu = time.perf_counter() - began, time.process_time() - worked
