@@ -50,9 +50,13 @@ def photograph(name: str) -> bytes:
     return cv2.imencode(".jpg", lit[..., ::-1])[1].tobytes()
 
 
+def sourcing(root: Path, count: int) -> Steps:
+    scale.write_source(root / "source", count, photograph)
+    return Steps()
+
+
 def aligning(root: Path, count: int) -> Steps:
     steps = Steps()
-    scale.write_source(root / "source", count, photograph)
     with steps.step("fer align"):
         align.run(root / "source", root / "run", AlignConfig(crop=SIZE, workers=1))
     return steps
@@ -75,11 +79,11 @@ def distilling(root: Path, count: int) -> Steps:
     return steps
 
 
-STAGES = (aligning, labelling, distilling)
+STAGES = (sourcing, aligning, labelling, distilling)
 
 
 def measure(count: int, root: str | None = None) -> Steps:
-    """The three stages with `count` photographs; nothing is left behind."""
+    """All stages with `count` photographs; nothing is left behind."""
     folder, steps = Path(tempfile.mkdtemp(dir=root)), Steps()
     try:
         for stage in STAGES:

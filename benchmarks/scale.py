@@ -184,18 +184,29 @@ def answers(
 # --- the stages ------------------------------------------------------------------------------------------------
 
 
-def aligning(root: Path, count: int, views: int, picture_of: Callable[[str], bytes] = str.encode) -> Steps:
-    steps, config, folder = Steps(), AlignConfig(aligned=True), root / "run" / "faces"
+def sourcing(root: Path, count: int, views: int, picture_of: Callable[[str], bytes] = str.encode) -> Steps:
     write_source(root / "source", count, picture_of)
+    return Steps()
+
+
+def planning(root: Path, count: int, views: int, picture_of: Callable[[str], bytes] = str.encode) -> Steps:
+    steps, config, folder = Steps(), AlignConfig(aligned=True), root / "run" / "faces"
     folder.mkdir(parents=True)
     with steps.step("align: plan"):
         inputs = read_photographs({"": root / "source"}, config)
         plan = align.plan_of(inputs, config, folder)
         align.begin(folder, plan)
     with steps.step("align: faces/ written by the stand-in"):
-        shards = write_shards(folder, inputs.photos, plan["digest"], config, picture_of)
+        write_shards(folder, inputs.photos, plan["digest"], config, picture_of)
+    return steps
+
+
+def finishing(root: Path, count: int, views: int) -> Steps:
+    steps, folder = Steps(), root / "run" / "faces"
+    plan = align.read_plan(folder / align.PLAN)
+    shards = [folder / name for name in align.shard_names(plan)]
     with steps.step("align: duplicates"):
-        found = align.report_duplicates(shards, inputs.classes, root / "run" / align.DUPLICATES)
+        found = align.report_duplicates(shards, CLASSES, root / "run" / align.DUPLICATES)
     with steps.step("align: counts and manifest"), mock.patch.object(align, "report_duplicates", return_value=found):
         align.finish(folder, root / "run", plan)
     return steps
@@ -254,7 +265,7 @@ def distilling(root: Path, count: int, views: int) -> Steps:
     return steps
 
 
-STAGES = (aligning, labelling, verifying_cache, verifying_run, distilling)
+STAGES = (sourcing, planning, finishing, labelling, verifying_cache, verifying_run, distilling)
 
 
 def measure(count: int, views: int, root: str | None = None, apart: bool = True) -> Steps:

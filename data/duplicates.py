@@ -1,6 +1,7 @@
 """Photographs that are in two splits: byte for byte, or so alike that one was made from the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -8,12 +9,13 @@ import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from efficientface.data.columns import Growing, kept, taken
+from efficientface.data.words import GrowingWords, Words, counted, places
 
 SIDE = 16
 NEAR = 16  # of the 256 bits: what that finds and misses was measured, see docs/datasets.md
 PAIRS = 1 << 20  # hashes compared at a time
-TOLD = ("face_id", "split", "label")  # of a photograph and of its twin
 
 
 def dhash(image: np.ndarray) -> str:
@@ -39,35 +41,57 @@ def _between(sums: np.ndarray, count: int) -> np.ndarray:
     return whole[1:] - whole[:-1] + (begun[1:] - begun[:-1])
 
 
-def between_splits(photos: pd.DataFrame) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Photographs:
+    """N photographs: face_id, split, source_hash (N,) text; label (N,) int64, -1 for none; dhash (N, 32) uint8."""
+
+    face_id: Words
+    split: Words
+    label: np.ndarray
+    source_hash: Words
+    dhash: np.ndarray
+
+    @classmethod
+    def of(cls, tables: Iterable[pa.Table]) -> "Photographs":
+        """Those of tables with the columns of faces/; ValueError or TypeError where a `source_dhash` is none."""
+        text = {name: GrowingWords() for name in ("face_id", "split", "source_hash")}
+        label, dhashes = Growing(), Growing()
+        for table in tables:
+            for name, words in text.items():
+                words.append(table[name])
+            label.append(table["label"].fill_null(-1).to_numpy())
+            digits = bytes.fromhex("".join(table["source_dhash"].to_pylist()))
+            dhashes.append(np.frombuffer(digits, np.uint8).reshape(len(table), SIDE * SIDE // 8))
+        whole = {name: words.whole() for name, words in text.items()}
+        return cls(**whole, label=label.whole(), dhash=dhashes.whole())
+
+
+def between_splits(photos: Photographs) -> pd.DataFrame:
     """Each photograph that has a twin in another split, with the nearest twin there.
 
-    photos: rows with `face_id`, `split`, `label`, `source_hash` and `source_dhash`. Returns these columns: face_id,
-    split, label; twin, twin_split, twin_label; `bits`, by how many of 256 the two differ, -1 where they are equal byte
-    for byte. Twins of other splits are looked for in train first, so a copy in test names the one in train.
+    Returns the columns face_id, split, label; twin, twin_split, twin_label; `bits`, by how many of 256 the two differ,
+    -1 where they are equal byte for byte. Twins of other splits are looked for in train first, so a copy in test names
+    the one in train.
     """
-    splits = sorted(photos["split"].unique(), key=lambda split: (split != "train", split))
-    by_split = {split: photos[photos["split"] == split].reset_index(drop=True) for split in splits}
-    found = [pair for first, second in combinations(splits, 2) for pair in _twins(by_split[second], by_split[first])]
+    splits = sorted(counted(photos.split), key=lambda split: (split != "train", split))
+    by_split = {split: kept(np.flatnonzero(photos.split == split)) for split in splits}
+    pairs = combinations(splits, 2)
+    found = [pair for first, second in pairs for pair in _twins(photos, by_split[second], by_split[first])]
     columns = ["face_id", "split", "label", "twin", "twin_split", "twin_label", "bits"]
     return pd.DataFrame(found, columns=columns)
 
 
-def _twins(photos: pd.DataFrame, others: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
-    wanted, there = (pa.array(frame["source_hash"], pa.large_string()) for frame in (photos, others))
-    twins = pc.index_in(wanted, value_set=there).fill_null(-1).to_numpy().astype(np.int64)  # the first of several
-    bits = np.full(len(photos), -1)
+def _twins(photos: Photographs, rows: np.ndarray, others: np.ndarray) -> Iterator[tuple[Any, ...]]:
+    """Of the photographs at `rows` (M,) those with a twin among those at `others` (N,)."""
+    twins = places(photos.source_hash[rows], photos.source_hash[others])  # the first of several
+    bits = np.full(len(rows), -1)
     rest = np.flatnonzero(twins < 0)
-    if len(rest) and len(others):
-        twins[rest], bits[rest] = nearest(_bytes(photos.iloc[rest]), _bytes(others))
-    found = np.flatnonzero(twins >= 0)
-    columns = [frame[name] for frame in (photos.iloc[found], others.iloc[twins[found]]) for name in TOLD]
-    yield from zip(*columns, bits[found].tolist(), strict=True)
-
-
-def _bytes(photos: pd.DataFrame) -> np.ndarray:
-    """(N, 32) uint8 of N hashes."""
-    return np.frombuffer(bytes.fromhex("".join(photos["source_dhash"])), np.uint8).reshape(-1, SIDE * SIDE // 8)
+    if len(rest):
+        twins[rest], bits[rest] = nearest(taken(photos.dhash, rows[rest]), taken(photos.dhash, others))
+    for k in np.flatnonzero(twins >= 0):
+        mine, twin = rows[k], others[twins[k]]
+        told = ((photos.face_id[row], photos.split[row], int(photos.label[row])) for row in (mine, twin))
+        yield (*next(told), *next(told), int(bits[k]))
 
 
 def nearest(hashes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,6 +126,7 @@ def nearest(hashes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _piece(hashes: np.ndarray, number: int) -> np.ndarray:
     """(N,) the number-th of NEAR + 1 pieces, 15 bits each (the last bit of 256 is in none)."""
     start, shift = divmod(15 * number, 8)
-    three = np.pad(hashes[:, start : start + 3], ((0, 0), (0, 1))).astype(np.uint32)
-    bits = three[:, 0] << 16 | three[:, 1] << 8 | three[:, 2]
+    bits = hashes[:, start].astype(np.uint32) << 16 | hashes[:, start + 1].astype(np.uint32) << 8
+    if start + 2 < hashes.shape[1]:
+        bits |= hashes[:, start + 2]
     return (bits >> (24 - 15 - shift) & 0x7FFF).astype(np.uint16)  # 16 bits are sorted in linear time

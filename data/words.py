@@ -134,7 +134,7 @@ def all_differ(words: Column) -> bool:
     return not (found[1:] == found[:-1]).any() or len(text_array(words).unique()) == len(words)
 
 
-def counted(words: Column) -> Counter[str | None]:
+def counted(words: Column) -> Counter[Any]:
     """How often each word comes, in the order of their first."""
     found = text_array(words).value_counts().to_pylist()
     return Counter({pair["values"]: pair["counts"] for pair in found})

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -29,12 +30,13 @@ from retinaface.weights import WEIGHTS
 
 from efficientface import FerError, untrusted
 from efficientface.data.detect import Detection, Detector, labelled_face
-from efficientface.data.duplicates import between_splits, dhash
+from efficientface.data.duplicates import Photographs, between_splits, dhash
 from efficientface.data.faces import STATUSES, decode_face, face_table, hash_image, schema
 from efficientface.data.geometry import head_pose, scale_of, similarity, template, transform
 from efficientface.data.layouts.files import plural
 from efficientface.data.layouts.listing import Box
 from efficientface.data.photos import PhotoFiles, Photos, Unreadable, decode_photo, is_grey, thinned
+from efficientface.data.words import counted
 from efficientface.pipeline.artifact import (
     DIGEST,
     HOST,
@@ -150,6 +152,7 @@ def write_faces(
                     log.info("%s", note)
                 begin(work, plan)
                 write_shards(work, inputs, plan, config, None, client)
+                del inputs  # half a kilobyte a photograph, which finishing does not need
                 facts = finish(work, run, plan)
             swap(run)
         except FerError:
@@ -664,15 +667,17 @@ def mean_and_std(sums: np.ndarray) -> tuple[list[float], list[float]]:
 
 def tally(shards: list[Path], plan: dict[str, Any]) -> dict[str, Any]:
     """Counts, mean and standard deviation over all shards; FerError if no face came out at all."""
-    columns = ["status", "reason", "split", "label", "image_hash"]
-    rows = pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shards])
-    statuses = rows["status"].value_counts()
-    unreadable = rows["reason"][rows["status"] == "unreadable"].value_counts()
-    usable = rows[rows["image_hash"].notna()]
-    labels = usable["label"].value_counts()
-    if usable.empty:
-        counts = ", ".join(f"{count:,} {status}" for status, count in statuses.items())
-        first = "" if unreadable.empty else f", most often: {unreadable.index[0]}"
+    statuses, unreadable, splits, labels = Counter[str](), Counter[str](), Counter[str](), Counter[int | None]()
+    for shard in shards:
+        rows = pq.read_table(shard, columns=["status", "reason", "split", "label", "image_hash"])
+        usable = rows.filter(rows["image_hash"].is_valid())
+        statuses += counted(rows["status"])
+        unreadable += counted(rows["reason"].filter(pc.equal(rows["status"], "unreadable")))
+        splits += counted(usable["split"])
+        labels += Counter(usable["label"].to_pylist())
+    if not labels:
+        counts = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common())
+        first = f", most often: {unreadable.most_common(1)[0][0]}" if unreadable else ""
         sources = ", ".join(place_of(shards[0].parent, made["path"]) for made in plan["sources"].values())
         raise FerError(
             f"{sources}: none of its {plan['images']:,} photographs gave a face ({counts}{first}); "
@@ -686,12 +691,12 @@ def tally(shards: list[Path], plan: dict[str, Any]) -> dict[str, Any]:
     mean, std = mean_and_std(sums["train"] if "train" in sums else np.sum(list(sums.values()), axis=0))
     return {
         "images": plan["images"],
-        "faces": len(usable),
-        "statuses": {status: int(statuses[status]) for status in STATUSES if status in statuses},
-        "splits": {split: int(count) for split, count in usable["split"].value_counts().sort_index().items()},
-        "labels": {name: int(labels.get(index, 0)) for index, name in enumerate(plan["classes"])},
-        "unlabelled": int(usable["label"].isna().sum()),
-        "unreadable": {reason: int(count) for reason, count in unreadable.head(20).items()},
+        "faces": labels.total(),
+        "statuses": {status: statuses[status] for status in STATUSES if status in statuses},
+        "splits": dict(sorted(splits.items())),
+        "labels": {name: labels[index] for index, name in enumerate(plan["classes"])},
+        "unlabelled": labels[None],
+        "unreadable": dict(unreadable.most_common(20)),
         "mean": mean,
         "std": std,
         "mean_over": over,
@@ -729,16 +734,16 @@ def as_csv(found: pd.DataFrame) -> str:
 def duplicates(shards: list[Path], classes: tuple[str, ...]) -> pd.DataFrame:
     """The rows of duplicates.csv, of photographs that gave a face."""
     columns = ["face_id", "split", "label", "source_hash", "source_dhash", "image_hash"]
-    tables = []
-    for shard in shards:
+
+    def looked_at(shard: Path) -> pa.Table:
         table = pq.read_table(shard, columns=columns)
         further = pc.match_substring(table["face_id"], "#")
-        tables.append(table.filter(pc.and_not(pc.is_valid(table["image_hash"]), further)).drop_columns("image_hash"))
-    rows = pa.concat_tables(tables).to_pandas(types_mapper=pd.ArrowDtype)  # Python's text takes over twice as much
+        return table.filter(pc.and_not(pc.is_valid(table["image_hash"]), further))
+
     with working("looking for photographs in two splits"):
-        found = between_splits(rows)
+        found = between_splits(Photographs.of(map(looked_at, shards)))
     for column in ("label", "twin_label"):
-        found[column] = [None if pd.isna(label) else classes[int(label)] for label in found[column]]
+        found[column] = [None if label < 0 else classes[label] for label in found[column]]
     return found
 
 

@@ -387,16 +387,18 @@ def _faces(cache: Cache, keys: Distributions, report: Report) -> int | None:
                 columns = [table[name].to_pylist() for name in ("face_id", "image_hash", "split", "label")]
                 pictures = [picture for chunk in table["image"].chunks for picture in chunk.field("bytes")]
                 rows = by_id.places(table["face_id"])
-                theirs = (keys.image_hash[rows].tolist(), keys.split[rows].tolist(), keys.label[rows].tolist())
-                for face_id, stated, split, label, picture, row, their_hash, their_split, their_label in zip(
-                    *columns, pictures, rows.tolist(), *theirs, strict=True
-                ):
+                there = np.flatnonzero(rows >= 0)
+                part = keys.select(rows[there])
+                theirs = zip(part.image_hash, part.split, part.label.tolist(), strict=True)
+                about = dict(zip(there.tolist(), theirs, strict=True))
+                for number, (face_id, stated, split, label, picture) in enumerate(zip(*columns, pictures, strict=True)):
                     if not picture.is_valid:
                         continue
-                    if row < 0:
+                    if number not in about:
                         wrong.setdefault("faces without a distribution", []).append(face_id)
                         continue
-                    seen[row] = True
+                    seen[rows[number]] = True
+                    their_hash, their_split, their_label = about[number]
                     actual = hash_image(picture.as_buffer())
                     if actual != stated:
                         wrong.setdefault("pictures in faces/ that are not as their image_hash says", []).append(face_id)

@@ -4,22 +4,22 @@ Bytes and caches are checked by verify.py; here is what ties one stage to the ne
 """
 
 import os
-import sys
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from efficientface import FerError, untrusted
 from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distributions
 from efficientface.data.faces import STATUSES, classes_of, hash_image, read_table, schema
 from efficientface.data.layouts.files import is_inside
 from efficientface.data.photos import PhotoFiles, Photos, Unreadable
-from efficientface.data.words import all_differ, places
+from efficientface.data.words import GrowingWords, Words, all_differ, counted, differ, places
 from efficientface.pipeline.artifact import (
     MANIFEST,
     MODELS,
@@ -49,9 +49,9 @@ class Known:
     """What faces/ says of the usable faces: each one's id, its picture's hash, its split."""
 
     classes: list[str]
-    face_id: list[str] = field(default_factory=list)
-    image_hash: list[str] = field(default_factory=list)
-    split: list[str] = field(default_factory=list)
+    face_id: Words
+    image_hash: Words
+    split: Words
 
 
 def verify(run: Path) -> dict[str, Any]:
@@ -131,19 +131,20 @@ def _several(wrong: dict[str, list[str]]) -> list[str]:
 
 def _faces(folder: Path, manifest: dict[str, Any], whole: list[str], report: Report) -> Known | None:
     """Every stored picture against its hash, and the rows against the manifest; then the photographs."""
-    known, wrong, seen = Known(manifest["classes"]), dict[str, list[str]](), list[str]()
-    photographs, photo_hashes = list[str](), list[str]()  # the faces of one come one after the other
+    classes, wrong, seen = manifest["classes"], dict[str, list[str]](), GrowingWords()
+    known = {name: GrowingWords() for name in ("face_id", "image_hash", "split")}
+    photographs, photo_hashes, last = GrowingWords(), GrowingWords(), None  # the faces of one come one after the other
     findings = []
-    usable, counted = 0, Counter[str]()
+    usable, sizes = 0, Counter[str]()
     tables = [name for name in whole if name.endswith(".parquet")]
     with progress("hashing faces", len(tables), "files") as advance:
         for name in tables:
             try:
                 table = read_table(folder / name)
-                if list(classes_of(table.schema, folder / name)) != known.classes:
+                if list(classes_of(table.schema, folder / name)) != classes:
                     findings.append(f"{name} has other classes, or in another order, than {MANIFEST}")
                 table = table.select(["face_id", "image", "image_hash", "split", "label", "source_hash", "status"])
-                table = table.cast(pa.schema([schema(known.classes).field(column) for column in table.column_names]))
+                table = table.cast(pa.schema([schema(classes).field(column) for column in table.column_names]))
             except FerError as error:
                 findings.append(str(error))
                 continue
@@ -153,43 +154,45 @@ def _faces(folder: Path, manifest: dict[str, Any], whole: list[str], report: Rep
             pictures = [picture for chunk in table["image"].chunks for picture in chunk.field("bytes")]
             columns = [table[column].to_pylist() for column in ("face_id", "image_hash", "split", "label", "status")]
             hashes = table["source_hash"].to_pylist()
+            photos: list[tuple[str, str]] = []
             for face_id, stated, split, label, status, picture, photo_hash in zip(
                 *columns, pictures, hashes, strict=True
             ):
                 face_id = str(face_id)
-                seen.append(face_id)
                 usable += picture.is_valid
-                counted[split] += picture.is_valid
+                sizes[split] += picture.is_valid
                 if (hash_image(picture.as_buffer()) if picture.is_valid else None) != stated:
                     wrong.setdefault("pictures that are not as their image_hash says", []).append(face_id)
-                if label is not None and not 0 <= label < len(known.classes):
+                if label is not None and not 0 <= label < len(classes):
                     wrong.setdefault("labels of no class", []).append(face_id)
                 if status not in STATUSES:
                     wrong.setdefault("rows of no known status", []).append(face_id)
-                if stated is not None:
-                    known.face_id.append(face_id)
-                    known.image_hash.append(stated)
-                    known.split.append(split and sys.intern(split))
                 photo = face_id.partition("#")[0]
-                if photo_hash is not None and photographs[-1:] != [photo]:
-                    photographs.append(photo)
-                    photo_hashes.append(photo_hash)
+                if photo_hash is not None and photo != last:
+                    last = photo
+                    photos.append((photo, photo_hash))
+            seen.append([str(face_id) for face_id in columns[0]])
+            stated_rows = table.filter(table["image_hash"].is_valid())
+            for column, words in known.items():
+                words.append(stated_rows[column])
+            photographs.append([photo for photo, _ in photos])
+            photo_hashes.append([photo_hash for _, photo_hash in photos])
             advance(1)
-    if not all_differ(seen):
-        wrong["face ids more than once"] = [face_id for face_id, count in Counter(seen).items() if count > 1]
+    ids = seen.whole()
+    if not all_differ(ids):
+        wrong["face ids more than once"] = [face_id for face_id, count in counted(ids).items() if count > 1]
     findings += _several(wrong)
     complete = len(whole) == len(manifest["files"]) and not findings
-    splits = {split: count for split, count in counted.items() if split is not None and count}
+    splits = {split: count for split, count in sizes.items() if split is not None and count}
     for what, found in (("faces", usable), ("splits", splits)):
         stated = manifest["facts"].get(what, found)
         if complete and stated != found:
             findings.append(f"{found} {what} instead of {stated}")
-    report.add(
-        "faces", findings, f"{usable:,} pictures of {len(seen):,} rows hashed again, ids once, labels of classes"
-    )
+    report.add("faces", findings, f"{usable:,} pictures of {len(ids):,} rows hashed again, ids once, labels of classes")
     _duplicates(folder, manifest, complete, report)
-    _photographs(folder, manifest, photographs, photo_hashes, report)
-    return known if complete and not findings else None
+    _photographs(folder, manifest, photographs.whole(), photo_hashes.whole(), report)
+    whole_columns = {name: column.whole() for name, column in known.items()}
+    return Known(classes, **whole_columns) if complete and not findings else None
 
 
 def _duplicates(folder: Path, manifest: dict[str, Any], complete: bool, report: Report) -> None:
@@ -213,7 +216,7 @@ def _duplicates(folder: Path, manifest: dict[str, Any], complete: bool, report: 
     report.add("duplicates", differs, f"{len(found):,} photographs in two splits, as {table.name} says")
 
 
-def _photographs(folder: Path, manifest: dict[str, Any], keys: list[str], hashes: list[str], report: Report) -> None:
+def _photographs(folder: Path, manifest: dict[str, Any], keys: Words, hashes: Words, report: Report) -> None:
     """Every photograph that faces were cut from, hashed again: by the encoded path that begins its faces' ids."""
     from efficientface.pipeline.align import photo_of
 
@@ -224,7 +227,7 @@ def _photographs(folder: Path, manifest: dict[str, Any], keys: list[str], hashes
     for name, told in sources.items():
         root = Path(os.path.normpath(folder / str(told["path"])))
         prefix = f"{name}/" if len(sources) > 1 or name != "source" else ""
-        below = [row for row, key in enumerate(keys) if key.startswith(prefix)]
+        below = np.flatnonzero(pc.starts_with(keys.arrow, prefix).to_numpy(zero_copy_only=False))
         if not root.is_dir():
             where = place_of(folder, str(told["path"]))
             report.skip(
@@ -243,7 +246,7 @@ def _photographs(folder: Path, manifest: dict[str, Any], keys: list[str], hashes
                 if what:
                     wrong.setdefault(what, []).append(keys[row])
                 advance(1)
-        if below and len(wrong.get(MISSING, [])) == len(below):
+        if len(below) and len(wrong.get(MISSING, [])) == len(below):
             report.skip("sources", f"sources not checked: {root} holds none of the photographs")
         else:
             report.add("sources", _several(wrong), f"{len(below):,} photographs hashed again below {root}")
@@ -322,21 +325,19 @@ def _trained_on(folder: Path, faces: Known) -> tuple[list[str], str]:
     if pictures is None:
         return [f"{TRAINED_ON} does not name faces and their pictures"], ""
     ids, hashes = pictures
-    others = [
-        key
-        for key, picture, row in zip(ids, hashes, places(ids, faces.face_id), strict=True)
-        if row < 0 or (faces.image_hash[row], faces.split[row]) != (picture, "train")
-    ]
+    rows = places(ids, faces.face_id)
+    other, there = rows < 0, np.flatnonzero(rows >= 0)
+    other[there] = differ(faces.image_hash, rows[there], hashes[there]) | (faces.split[rows[there]] != "train")
+    others = ids[other].tolist()
     strange = _several({"faces that are not among the training faces of faces/": others}) if others else []
     return strange, f"{len(ids):,} faces, all of split train"
 
 
-def trained_pictures(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Ids and image hashes, (N,) str each, that a teacher says it was trained on; None if it does not."""
+def trained_pictures(folder: Path) -> tuple[Words, Words] | None:
+    """Ids and image hashes, (N,) text each, that a teacher says it was trained on; None if it does not."""
     try:
         table = untrusted.read_parquet(folder / TRAINED_ON, ["face_id", "image_hash"])
-        ids, hashes = (table[name].cast(pa.string()).to_numpy() for name in ("face_id", "image_hash"))
-        return ids, hashes
+        return Words(table["face_id"]), Words(table["image_hash"])
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return None
 

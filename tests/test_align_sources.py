@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -15,7 +16,7 @@ from efficientface import FerError
 from efficientface.cli import cli
 from efficientface.data import duplicates
 from efficientface.data.drawn import draw_face, mixture
-from efficientface.data.duplicates import NEAR, between_splits, dhash
+from efficientface.data.duplicates import NEAR, Photographs, between_splits, dhash
 from efficientface.data.faces import decode_face
 from efficientface.pipeline import align
 from efficientface.pipeline.artifact import data_files, read_manifest, write_manifest
@@ -263,10 +264,12 @@ def test_twins_are_those_of_a_search_pair_by_pair(pairs, monkeypatch):
             bits ^= 1 << int(place)
         split = ("train", "val", "test")[k % 3]
         digest = f"{k:032x}" if k % 10 else f"{0:032x}"
-        rows.append({"face_id": f"{k}", "split": split, "label": "sad", "source_hash": digest})
+        rows.append({"face_id": f"{k}", "split": split, "label": None, "source_hash": digest})
         rows[-1]["source_dhash"] = f"{bits:064x}"
     photos = pd.DataFrame(rows)
-    found = between_splits(photos)
+    label = pa.nulls(75, pa.int64())
+    tables = [pa.table({**part.to_dict("list"), "label": label}) for part in (photos[:75], photos[75:])]
+    found = between_splits(Photographs.of(tables))
     assert len(found) > 30
     assert {(row.face_id, row.twin_split): (row.bits, row.twin) for row in found.itertuples()} == brute_force(photos)
 
