@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Photo:
 class Inputs:
     """All sources of a run, read: their photographs in order, with the classes of all."""
 
-    sources: dict[str, Source]  # by name; a single one may have none
+    sources: dict[str, Source]  # by name, without their rows; a single one may have none
     classes: tuple[str, ...]
     photos: list[Photo]
     notes: list[str]
@@ -59,10 +59,11 @@ def read_inputs(paths: dict[str, Path | str], config: AlignConfig) -> Inputs:
         for name, path in paths.items()
     }
     inputs = Inputs(sources, ordered(dict.fromkeys(c for read in sources.values() for c in read.classes)), [], [])
-    for name, read in sources.items():
+    for name, read in list(sources.items()):
         rows, carved = assign_splits(read.rows, config.val_from_train, config.seed)
         inputs.photos.extend(photos_of(name, rows, read, inputs.classes, boxes=not config.aligned))
         inputs.notes.extend(f"{name}: {note}" if name else note for note in (*read.notes, *carved))
+        sources[name] = replace(read, rows=rows[:0].copy())  # `photos` say the same
     return inputs
 
 

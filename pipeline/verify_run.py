@@ -234,6 +234,7 @@ def _photographs(folder: Path, manifest: dict[str, Any], keys: Words, hashes: Wo
                 "sources", f"sources not checked: {where} is not {'on this machine' if '://' in where else 'there'}"
             )
             continue
+        photos = None  # those of the source before
         try:
             photos = stored(root, str(told.get("layout")), manifest["settings"])
         except FerError as error:
@@ -252,6 +253,7 @@ def _photographs(folder: Path, manifest: dict[str, Any], keys: Words, hashes: Wo
             report.add("sources", _several(wrong), f"{len(below):,} photographs hashed again below {root}")
             if not wrong:
                 sound[name] = root / str(told.get("file", ""))
+    photos = None  # their listing, which is read again
     if len(sound) == len(sources):
         _labels(manifest, sound, report)
 

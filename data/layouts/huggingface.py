@@ -1,10 +1,12 @@
 """Parquet with pictures inside, as Hugging Face's `datasets` writes it: a column of structs of `bytes` and `path`."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -19,44 +21,64 @@ from efficientface.data.photos import Unreadable
 ROW_GROUPS_KEPT = 2  # in memory: photographs are asked for in order, by several threads
 
 
+class RowGroup(NamedTuple):
+    """Rows of a table that are read together."""
+
+    first: int  # of its rows, counted through all tables
+    table: Path
+    column: str
+    number: int  # among those of the table
+
+    def read(self) -> pa.ChunkedArray:
+        """The pictures' bytes."""
+        try:
+            with untrusted.parquet_file(self.table) as file:
+                rows = file.read_row_group(self.number, columns=[f"{self.column}.bytes"])
+                return pc.struct_field(rows[self.column], "bytes")
+        except (OSError, ValueError) as error:
+            raise Unreadable(f"its table cannot be read ({error})") from error
+
+
 @dataclass
 class ParquetPhotos:
     """Pictures inside Parquet tables; their mark is the table's size."""
 
-    places: dict[str, tuple[Path, str, int, int]]  # table, column, row group and row in it, of each photograph
-    _kept: dict[tuple[Path, int], pa.ChunkedArray] = field(default_factory=dict)
+    rows: dict[str, int]  # of each photograph, counted through all row groups
+    groups: Sequence[RowGroup]
+    _sizes: dict[Path, int] = field(default_factory=dict)
+    _kept: dict[RowGroup, pa.ChunkedArray] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     def mark(self, file: str) -> int | None:
-        return self.places[file][0].stat().st_size
+        table = self._group(self.rows[file]).table
+        if table not in self._sizes:
+            self._sizes[table] = table.stat().st_size
+        return self._sizes[table]
 
     def read(self, file: str) -> bytes:
-        if file not in self.places:
+        if file not in self.rows:
             raise Unreadable("does not exist")
-        table, column, group, row = self.places[file]
+        row = self.rows[file]
+        group = self._group(row)
         with self._lock:
-            if (table, group) not in self._kept:
-                self._kept[table, group] = _row_group(table, column, group)
+            if group not in self._kept:
+                self._kept[group] = group.read()
                 if len(self._kept) > ROW_GROUPS_KEPT:
                     del self._kept[next(iter(self._kept))]
-            data = self._kept[table, group][row].as_py()
+            data = self._kept[group][row - group.first].as_py()
         if not data:
             raise Unreadable("no bytes in the table")
         return data
 
+    def _group(self, row: int) -> RowGroup:
+        return self.groups[bisect_right(self.groups, row, key=lambda group: group.first) - 1]
+
     def only(self, files: Sequence[str]) -> "ParquetPhotos":
-        return ParquetPhotos({file: (self.places[file][0].absolute(), *self.places[file][1:]) for file in files})
+        there = [group._replace(table=group.table.absolute()) for group in self.groups]
+        return ParquetPhotos({file: self.rows[file] for file in files}, there)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ParquetPhotos, (self.places,)  # a lock stays where it is
-
-
-def _row_group(table: Path, column: str, group: int) -> pa.ChunkedArray:
-    try:
-        with untrusted.parquet_file(table) as file:
-            return pc.struct_field(file.read_row_group(group, columns=[f"{column}.bytes"])[column], "bytes")
-    except (OSError, ValueError) as error:
-        raise Unreadable(f"its table cannot be read ({error})") from error
+        return ParquetPhotos, (self.rows, self.groups)  # a lock stays where it is
 
 
 def is_huggingface(path: Path) -> bool:
@@ -95,13 +117,13 @@ def read_huggingface(path: Path, asked: Asked) -> Listing:
     for table in tables:
         if _columns(table, asked) != columns:
             raise FerError(f"{table} has other columns than {first}; give one data set at a time")
-    places: dict[str, tuple[Path, str, int, int]] = {}
+    groups: list[RowGroup] = []
     texts, by_name = [], []
     for table, image in tables.items():
         rows = read_columns(table, parquet_schema(table).names, named(columns))
         below = table.relative_to(listing.root)
         files = _names(table, image, below.as_posix())
-        places |= zip(files, _places(table, image), strict=True)
+        groups += _row_groups(table, image, len(listing.files))
         listing.files += files
         by_name += [next((name for part in reversed(below.parts) if (name := _split(part))), None)] * len(files)
         for column in columns["label"]:
@@ -110,7 +132,7 @@ def read_huggingface(path: Path, asked: Asked) -> Listing:
     describe(listing, pd.concat(texts, ignore_index=True), columns, asked)
     listing.labels = listing.labels or [None] * len(listing.files)
     listing.splits = [own or split for own, split in zip(listing.splits, by_name, strict=True)]
-    listing.stored = ParquetPhotos(places)
+    listing.stored = ParquetPhotos(dict(zip(listing.files, count(), strict=False)), groups)
     listing.notes.append(f"The images are inside {plural(len(tables), 'Parquet file')}.")
     return listing
 
@@ -136,10 +158,13 @@ def _names(table: Path, image: str, below: str) -> list[str]:
     return [f"{below}/{row}" + (f"/{end}" if end.strip(".") else "") for row, end in enumerate(ends)]
 
 
-def _places(table: Path, image: str) -> Iterator[tuple[Path, str, int, int]]:
+def _row_groups(table: Path, image: str, first: int) -> Iterator[RowGroup]:
+    """Those of a table whose first row is the `first`."""
     with untrusted.parquet_file(table) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    return ((table, image, group, row) for group, size in enumerate(sizes) for row in range(size))
+    for number, size in enumerate(sizes):
+        yield RowGroup(first, table, image, number)
+        first += size
 
 
 def _class_names(table: Path, column: str, labels: pd.Series) -> pd.Series:
