@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_caches import make
 
-from efficientface.data import views, words
+from efficientface.data import columns, views, words
 from efficientface.data.words import all_differ, leads_out, numbered, places
 from efficientface.pipeline.config import DistillConfig
 from efficientface.pipeline.distill import replay
@@ -15,15 +15,18 @@ from efficientface.pipeline.distill import replay
 WORDS = np.array(["b", "a\n../b", "/a", "a/../b", "..", "a..", "..a/b", "ü", "a/..", "", "b/.", "a\0/../b"], object)
 
 
+@pytest.mark.parametrize("held", [columns.HELD, 0])
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a step's peak")
-def test_the_benchmark_of_scale_runs(tmp_path, capsys):
+def test_the_benchmark_of_scale_runs(held, tmp_path, capsys, monkeypatch):
+    """It asserts that what it made is in order; also with all columns mapped."""
+    monkeypatch.setattr(columns, "HELD", held)
     path = Path(__file__).parent.parent / "benchmarks" / "scale.py"
     spec = importlib.util.spec_from_file_location("scale", path)
     scale = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(scale)
     steps = scale.measure(2000, 2, str(tmp_path), apart=False)
     assert len(steps) == len({step.name for step in steps}) == 15
-    assert all(step.seconds > 0 and step.peak > 0 for step in steps)
+    assert all(step.seconds > 0 and step.peak > step.own > 0 for step in steps)
     assert "distributions/: 3 files" in capsys.readouterr().out  # one shard, the manifest and its digest
     assert not list(tmp_path.iterdir())
     assert scale.exponent([10, 100, 1000], [3.0, 30.0, 300.0]) == pytest.approx(1)
