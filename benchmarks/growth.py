@@ -98,7 +98,7 @@ def print_growth(counts: Sequence[int], found: Sequence[Steps]) -> None:
     """The table of scale.py, and what the two largest sizes say alone."""
     scale.print_table(counts, found)
     if len(counts) > 1:
-        print(f"\nFrom {counts[-2]:,} to {counts[-1]:,} faces:\n\n| step | exponent | bytes a further face | own |")
+        print(f"\nFrom {counts[-2]:,} to {counts[-1]:,} faces:\n\n| step | exponent | bytes a further face | of own |")
         print("| --- | ---: | ---: | ---: |")
         for fewer, more in zip(found[-2], found[-1], strict=True):
             grows = scale.exponent(counts[-2:], [fewer.cpu, more.cpu])
