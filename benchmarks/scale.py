@@ -10,8 +10,8 @@ things are stand-ins: a picture is its own name (so nothing is detected or decod
 about the label. Sources are Parquet tables with the pictures inside, train, val and test 8 : 1 : 1. Each stage has a
 process of its own; a step's peak is the largest resident size while it ran, libraries (0.5 GB) included; only Linux
 tells it. Where other work shares the processor, its seconds (CPU) tell more than those on the wall; the exponent k, of
-time = faces ** k, is theirs. `own` is the peak without what is mapped from files (pictures beyond 2 GiB, columns beyond 4
-MiB), which the system drops from memory where others need it.
+time = faces ** k, is theirs. `own` is the peak without what is mapped from files (pictures beyond 2 GiB, columns beyond
+4 MiB), which the system drops from memory where others need it.
 """
 
 import argparse
@@ -295,18 +295,12 @@ def exponent(counts: Sequence[int], values: Sequence[float]) -> float:
 def print_table(counts: Sequence[int], found: Sequence[Steps]) -> None:
     """The steps of all sizes side by side, with the exponents of time and of the process's own memory."""
     sizes = " | ".join(f"{count:,}: s | CPU s | GB | own" for count in counts)
-    print(
-        f"\n| step | {sizes} | exponent | of own |\n| --- |{' ---: | ---: | ---: | ---: |' * len(found)} ---: | ---: |"
-    )
+    print(f"\n| step | {sizes} | exponent | of own |\n| --- |{' ---: |' * (4 * len(found) + 2)}")
     for steps in zip(*found, strict=True):
-        cells = " | ".join(
-            f"{step.seconds:,.2f} | {step.cpu:,.2f} | {step.peak:.2f} | {step.own:.2f}" for step in steps
-        )
-        grow = [
-            f"{exponent(counts, values):.2f}" if len(steps) > 1 else ""
-            for values in ([step.cpu for step in steps], [step.own for step in steps])
-        ]
-        print(f"| {steps[0].name} | {cells} | {grow[0]} | {grow[1]} |")
+        cells = [f"{s.seconds:,.2f} | {s.cpu:,.2f} | {s.peak:.2f} | {s.own:.2f}" for s in steps]
+        if len(steps) > 1:
+            cells += [f"{exponent(counts, values):.2f}" for values in ([s.cpu for s in steps], [s.own for s in steps])]
+        print(f"| {steps[0].name} | {' | '.join(cells)} |")
 
 
 def main() -> None:
