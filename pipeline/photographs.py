@@ -59,11 +59,12 @@ def read_inputs(paths: dict[str, Path | str], config: AlignConfig) -> Inputs:
         for name, path in paths.items()
     }
     inputs = Inputs(sources, ordered(dict.fromkeys(c for read in sources.values() for c in read.classes)), [], [])
-    for name, read in list(sources.items()):
-        rows, carved = assign_splits(read.rows, config.val_from_train, config.seed)
+    for name in sources:
+        rows, carved = assign_splits(sources[name].rows, config.val_from_train, config.seed)
+        # no more than once in memory: `photos` say the same
+        read = sources[name] = replace(sources[name], rows=rows[:0].copy())
         inputs.photos.extend(photos_of(name, rows, read, inputs.classes, boxes=not config.aligned))
         inputs.notes.extend(f"{name}: {note}" if name else note for note in (*read.notes, *carved))
-        sources[name] = replace(read, rows=rows[:0].copy())  # `photos` say the same
     return inputs
 
 
