@@ -107,7 +107,8 @@ def write_source(source: Path, count: int, picture_of: Callable[[str], bytes] = 
         )
         of_class = pa.array(CLASSES).take(pa.array(rng.integers(0, len(CLASSES), len(rows))))
         table = pa.table({"image": image, "label": of_class})
-        pq.write_table(table, source / f"{TABLES[number]}-{number:05d}.parquet", row_group_size=65_536)
+        # as `datasets` has them: two row groups of pictures are in memory while their faces are aligned
+        pq.write_table(table, source / f"{TABLES[number]}-{number:05d}.parquet", row_group_size=1000)
 
 
 def write_shards(
