@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from efficientface import FerError
-from efficientface.data.columns import Growing, taken
+from efficientface.data.columns import ROWS, Growing, indices, kept, reordered, taken
 from efficientface.data.words import Column, GrowingWords, Words, all_differ, differ, in_order, leads_out, places
 
 # Values of `fold` below zero; k >= 0 is the k-th out-of-fold teacher.
@@ -80,7 +80,11 @@ class Distributions:
                 f"classes, first of face {self.face_id[unknown][0]}; restore it, or run fer teach again"
             )
         for part, values in (("canonical", self.canonical), ("view", self.view_distribution)):
-            wrong = ~np.isfinite(values).all(-1) | (values < 0).any(-1) | (np.abs(values.sum(-1) - 1) > SUM_TOLERANCE)
+            wrong = np.empty(values.shape[:-1], bool)
+            for k in range(0, len(values), ROWS):
+                p = values[k : k + ROWS]
+                other_sum = np.abs(p.sum(-1) - 1) > SUM_TOLERANCE
+                wrong[k : k + ROWS] = ~np.isfinite(p).all(-1) | (p < 0).any(-1) | other_sum
             if wrong.any():
                 first = self.face_id[np.argwhere(wrong)[0][0]]
                 raise FerError(
@@ -90,7 +94,7 @@ class Distributions:
 
     def select(self, rows: np.ndarray) -> "Distributions":
         """The faces at `rows`: (M,) indices or (N,) booleans."""
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        rows = indices(rows, len(self))
         columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in TEXT}
         columns |= {name: taken(getattr(self, name), rows) for name in NUMBERS}
         return replace(self, **columns)
@@ -118,9 +122,9 @@ class Distributions:
         return replace(
             self,
             classes=tuple(classes),
-            label=place[self.label],
-            canonical=self.canonical[:, order],
-            view_distribution=self.view_distribution[:, :, order],
+            label=kept(place[self.label]),
+            canonical=reordered(self.canonical, order),
+            view_distribution=reordered(self.view_distribution, order),
         )
 
     def rows_of(self, face_id: Words, image_hash: Words, name: str) -> np.ndarray:

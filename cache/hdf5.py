@@ -76,7 +76,7 @@ def write_hdf5(path: Path, manifest: dict[str, Any], shards: Sequence[str], read
     classes, count = keys.classes, len(keys)
     check_hdf5_names(classes)
     none = _word_for_none(keys.split)
-    text = {"face_id": keys.face_id.arrow, "image_hash": keys.image_hash.arrow, "split": keys.split.arrow}
+    text = {name: getattr(keys, name).arrow for name in TEXT}
     text["split"] = text["split"].fill_null(none) if none else text["split"]
     views = read(shards[0], True).views
     with _new_file(path) as file:
@@ -254,24 +254,31 @@ def read_hdf5(path: Path, views: bool = True, rows: slice = slice(None)) -> Dist
             raise FerError(f"{path} lacks the datasets {', '.join(missing)}; restore it, or make it again")
         for name in (*TEXT, *shapes):
             _check_dataset(file, name, count, shapes.get(name), path)
-        text = {name: _decoded(file[name][rows]) for name in TEXT}
         none = file["split"].attrs.get("none")
-        if none is not None:
-            splits = text["split"].arrow
-            text["split"] = Words(pc.if_else(pc.equal(splits, str(none)), None, splits))
-        n, v = len(text["face_id"]), stored * views
-        return Distributions(
-            classes=classes,
-            **text,
-            label=file["label"][rows],
-            fold=file["fold"][rows],
-            canonical=np.stack([file[name][rows] for name in classes], 1),
-            view_box=file["view_box"][rows] if v else np.empty((n, 0, 4), np.uint16),
-            view_flip=_booleans(file["view_flip"][rows]) if v else np.empty((n, 0), bool),
-            view_distribution=(
-                file["view_distribution"][rows] if v else np.empty((n, 0, len(classes)), np.float32)
-            ),
-        )  # fmt: skip
+        if none is not None and not isinstance(none, str):
+            raise ValueError("the word for no split is no text")
+        first, last, _ = rows.indices(count)
+        views = bool(stored) and views
+        pieces = (slice(k, min(k + ROWS, last)) for k in range(first, max(last, first + 1), ROWS))
+        return join(_read_rows(file, classes, views, none, piece) for piece in pieces)
+
+
+def _read_rows(file: h5py.File, classes: tuple[str, ...], views: bool, none: str | None, rows: slice) -> Distributions:
+    text = {name: _decoded(file[name][rows]) for name in TEXT}
+    if none is not None:
+        splits = text["split"].arrow
+        text["split"] = Words(pc.if_else(pc.equal(splits, none), None, splits))
+    n = len(text["face_id"])
+    return Distributions(
+        classes=classes,
+        **text,
+        label=file["label"][rows],
+        fold=file["fold"][rows],
+        canonical=np.stack([file[name][rows] for name in classes], 1),
+        view_box=file["view_box"][rows] if views else np.empty((n, 0, 4), np.uint16),
+        view_flip=_booleans(file["view_flip"][rows]) if views else np.empty((n, 0), bool),
+        view_distribution=file["view_distribution"][rows] if views else np.empty((n, 0, len(classes)), np.float32),
+    )
 
 
 @contextmanager
@@ -336,8 +343,8 @@ def _check_dataset(
 
 
 def _decoded(encoded: np.ndarray) -> Words:
-    """(N,) bytes of one length as text."""
-    return Words([word.decode() for word in encoded.tolist()])
+    """(N,) bytes of one length as text; ValueError where they are no UTF-8."""
+    return Words(pa.array(encoded.tolist(), pa.large_binary()))
 
 
 def _booleans(values: np.ndarray) -> np.ndarray:

@@ -48,9 +48,9 @@ def view_batches(
     counts = [len(rows) for rows in order]
     places = torch.from_numpy(np.concatenate(order)).to(where)
     boxes_there = torch.from_numpy(boxes.astype(np.int32)).to(where)
-    flips_there = torch.from_numpy(np.ascontiguousarray(flips)).to(where)
+    flips_there = torch.from_numpy(np.array(flips)).to(where)
     if isinstance(faces, resident.ResidentFaces):
-        kept = places if shown is None else torch.from_numpy(shown).to(where)[places]
+        kept = places if shown is None else torch.from_numpy(np.array(shown)).to(where)[places]
         pictures: Iterator[Tensor] = (faces.pixels[rows] for rows in kept.split(counts))
     else:
         first = order[0][0]

@@ -6,6 +6,7 @@ The format is described in docs/files.md. The schema also carries Hugging Face's
 
 import hashlib
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from efficientface import FerError, untrusted
-from efficientface.data.columns import ROWS, Growing, kept, mapped, taken, unnamed_file
+from efficientface.data.columns import ROWS, Growing, indices, kept, taken
 from efficientface.data.words import GrowingWords, Words, all_differ
 
 VERSION = 1
@@ -125,9 +126,9 @@ class Faces:
 
     def select(self, rows: np.ndarray) -> "Faces":
         """The faces at `rows`: (M,) indices or (N,) booleans."""
-        if rows.dtype == bool and rows.all():
+        if rows.dtype == bool and rows.all() and len(rows) == len(self):
             return self
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        rows = indices(rows, len(self))
         columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in TEXT}
         columns |= {name: taken(getattr(self, name), rows) for name in ("label", "usable", "place")}
         none = is_no_votes(self.votes)
@@ -231,11 +232,19 @@ def _votes(column: pa.ChunkedArray, classes: int) -> np.ndarray:
 
 
 def _mapped(table: pa.Table) -> pa.Table:
-    """The same table in a file without a name."""
-    with unnamed_file(f"{table.nbytes:,} bytes of pictures") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-        return pa.ipc.open_file(pa.py_buffer(mapped(file))).read_all()
+    """The same table in a file without a name, in the system's temporary folder (TMPDIR)."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix="fer-faces-") as file:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            file.flush()
+            return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+    except OSError as error:
+        folder = tempfile.tempdir or "the system's temporary folder"
+        raise FerError(
+            f"{folder} does not take {table.nbytes:,} bytes of pictures, of which memory holds no more than {HELD:,} "
+            f"({error.strerror or error}); make room there, or set TMPDIR to a folder on a larger disk"
+        ) from error
 
 
 def _wrong_content(table: pa.Table, classes: Sequence[str]) -> dict[str, int]:

@@ -27,7 +27,7 @@ class ResidentFaces(Faces):
     pixels: Tensor
 
     def select(self, rows: np.ndarray) -> "ResidentFaces":
-        return ResidentFaces(**{**vars(super().select(rows)), "pixels": self.pixels[torch.from_numpy(rows)]})
+        return ResidentFaces(**{**vars(super().select(rows)), "pixels": self.pixels[torch.from_numpy(np.array(rows))]})
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from efficientface.data.columns import ROWS, Growing, kept
+from efficientface.data.columns import ROWS, Growing, indices, kept
 
 
 class Words:
@@ -35,8 +35,7 @@ class Words:
             return self.arrow[int(rows)].as_py()
         if isinstance(rows, slice):
             return Words(self.arrow[rows])
-        rows = np.asarray(rows)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        rows = indices(np.asarray(rows), len(self))
         found = GrowingWords()
         for k in range(0, len(rows), ROWS):
             part = rows[k : k + ROWS]
@@ -110,7 +109,7 @@ def text_array(words: Column) -> pa.LargeStringArray:
     if isinstance(words, Words):
         return words.arrow
     if isinstance(words, pa.ChunkedArray):
-        words = words.combine_chunks()
+        return words.cast(pa.large_string()).combine_chunks()
     if isinstance(words, pa.Array):
         return words.cast(pa.large_string())
     return pa.array(words, pa.large_string())

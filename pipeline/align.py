@@ -673,7 +673,7 @@ def tally(shards: list[Path], plan: dict[str, Any]) -> dict[str, Any]:
         usable = rows.filter(rows["image_hash"].is_valid())
         statuses += counted(rows["status"])
         unreadable += counted(rows["reason"].filter(pc.equal(rows["status"], "unreadable")))
-        splits += counted(usable["split"])
+        splits += counted(usable["split"].drop_null())
         labels += Counter(usable["label"].to_pylist())
     if not labels:
         counts = ", ".join(f"{count:,} {status}" for status, count in statuses.most_common())

@@ -4,14 +4,14 @@ An artifact folder has its manifest beside its data; a bare `.h5` file has it in
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from efficientface import FerError
-from efficientface.cache.distributions import Distributions, join
+from efficientface.cache.distributions import Distributions
 from efficientface.cache.parquet import read_shard, read_shards, write_shard
 from efficientface.pipeline.artifact import (
     MANIFEST,
@@ -43,15 +43,9 @@ class Cache:
         """All of it, checked; without `views` the stored views are left on disk (V = 0)."""
         if self.hdf5 is None:
             return read_shards([path for path in self.shards.values() if isinstance(path, Path)], views)
-        whole = join(self._checked_rows(views))
-        whole.check_unique(str(self.hdf5))
+        whole = hdf5_module().read_hdf5(self.hdf5, views)
+        whole.check(str(self.hdf5))
         return whole
-
-    def _checked_rows(self, views: bool) -> Iterator[Distributions]:
-        for name in self.shards:
-            part = self.read_shard(name, views)
-            part.check(str(self.hdf5))
-            yield part
 
     def read_shard(self, name: str, views: bool = True) -> Distributions:
         """The rows of one shard, of which the numbers are not checked."""

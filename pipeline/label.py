@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
@@ -500,7 +501,7 @@ def pictures_of(teacher: Path) -> Words:
     """(N,) text, the hashes of the pictures that a teacher says it was trained on."""
     try:
         return Words(untrusted.read_parquet(teacher / TRAINED_ON, ["image_hash"])["image_hash"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise FerError(f"{teacher / TRAINED_ON} cannot be read ({error}); restore it") from error
 
 

@@ -172,7 +172,7 @@ def _faces(folder: Path, manifest: dict[str, Any], whole: list[str], report: Rep
                     last = photo
                     photos.append((photo, photo_hash))
             seen.append([str(face_id) for face_id in columns[0]])
-            stated_rows = table.filter(table["image_hash"].is_valid())
+            stated_rows = table.select(list(known)).filter(table["image_hash"].is_valid())
             for column, words in known.items():
                 words.append(stated_rows[column])
             photographs.append([photo for photo, _ in photos])

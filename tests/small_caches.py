@@ -5,7 +5,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 
-from efficientface.cache.distributions import Distributions
+from efficientface.cache.distributions import NUMBERS, Distributions
 from efficientface.cache.hdf5 import user_block
 from efficientface.cache.parquet import write_shard
 from efficientface.pipeline.artifact import write_manifest
@@ -28,6 +28,11 @@ def make(ids, views=2, seed=0, classes=CLASSES, **given) -> Distributions:
         view_distribution=rng.dirichlet(np.ones(c), (n, views)).astype(np.float32),
     )
     return replace(made, **given)
+
+
+def writable(cached: Distributions) -> Distributions:
+    """The same with copies of its columns of numbers, to be spoiled."""
+    return replace(cached, **{name: np.array(getattr(cached, name)) for name in NUMBERS})
 
 
 def write_cache(folder, cached, parts=2, made_from=None):

@@ -13,7 +13,7 @@ import scipy.stats
 from click.testing import CliRunner
 from conftest import CLASSES, SMALL_TEACHER, sign_again, write_faces
 from scipy.spatial.distance import jensenshannon
-from small_caches import make, write_cache
+from small_caches import make, writable, write_cache
 
 from efficientface.cache.distributions import Distributions
 from efficientface.cache.parquet import write_shard
@@ -139,7 +139,7 @@ def test_the_digest_files_last_byte_counts_too(cache):
 
 
 def test_everything_that_is_wrong_is_listed(cache):
-    whole = open_cache(cache).read()
+    whole = writable(open_cache(cache).read())
     split = np.array(whole.split)
     split[1] = "test" if split[1] != "test" else "val"
     image_hash = np.array(whole.image_hash)
@@ -174,7 +174,7 @@ def test_everything_that_is_wrong_is_listed(cache):
 
 
 def test_a_sum_within_a_thousandth_is_none_of_its_findings(cache):
-    whole = open_cache(cache).read()
+    whole = writable(open_cache(cache).read())
     whole.canonical[0] *= np.float32(1.0009)
     assert findings(again(cache, whole)) == []
 

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from efficientface import FerError
 from efficientface.data import columns
 from efficientface.data.columns import Growing, kept, taken
 from efficientface.data.words import GrowingWords, Index, Words, counted, differ, in_order
@@ -18,7 +17,7 @@ TEXT = np.array(["ü/1.jpg", None, "", "b", "b", "a#1", None, "ü/1.jpg"], objec
 
 @pytest.fixture(params=["held", "mapped"])
 def way(request, monkeypatch):
-    """Both ways to have a column, and more than one portion of rows."""
+    """Both ways to have a column, in more than one portion of rows."""
     monkeypatch.setattr(columns, "HELD", 0 if request.param == "mapped" else columns.HELD)
     monkeypatch.setattr("efficientface.data.words.ROWS", 3)
     monkeypatch.setattr(columns, "ROWS", 3)
@@ -43,9 +42,7 @@ def test_what_grew_is_what_numpy_concatenates(parts, way):
     whole, expected = grown.whole(), np.concatenate(parts)
     assert (whole.dtype, whole.shape) == (expected.dtype, expected.shape)
     np.testing.assert_array_equal(whole, expected)
-    if whole.size:
-        whole[0] = whole[-1]  # and can be written to
-        np.testing.assert_array_equal(whole[0], expected[-1])
+    assert not whole.flags.writeable
 
 
 def test_taken_and_kept_are_what_numpy_has(way):
@@ -121,17 +118,44 @@ def test_a_long_column_is_not_in_the_process_itself():
     assert own() - before < size / 4
 
 
-def test_a_temporary_folder_without_room_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(columns, "HELD", 0)
+@pytest.mark.parametrize("room", [0, 5000, 12_000])
+def test_without_room_a_column_is_held_and_that_is_told_once(room, tmp_path, monkeypatch, caplog):
+    """Refused at its first byte, or at a later one."""
+    monkeypatch.setattr(columns, "HELD", 4000)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    columns._tell.cache_clear()
+    parts, grown = np.arange(20_000).reshape(20, 1000), [Growing(), Growing()]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
-        with pytest.raises(FerError, match=rf"{tmp_path} does not take columns that memory.*File too large.*TMPDIR"):
-            kept(np.zeros(100_000))
+        for column in grown:
+            for part in parts:
+                column.append(part)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for column in grown:
+        np.testing.assert_array_equal(column.whole(), np.arange(20_000))
+    assert [record.message for record in caplog.records] == [
+        "columns are held in memory, however long: the temporary folder takes no file of them (File too large)"
+    ]
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
-    with pytest.raises(FerError, match="not there does not take columns that memory is not to hold"):
-        kept(np.zeros(100_000))
+
+
+def test_without_a_temporary_folder_a_column_is_held(monkeypatch, caplog):
+    def nowhere(**about):
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", nowhere)
+    columns._tell.cache_clear()
+    np.testing.assert_array_equal(kept(np.arange(2**20)), np.arange(2**20))
+    assert "No usable temporary directory found" in caplog.text
+
+
+def test_parts_of_other_kinds_and_masks_of_other_lengths_are_refused():
+    column = Growing()
+    column.append(np.zeros((2, 3)))
+    for part in (np.zeros((2, 2)), np.zeros((2, 3), np.float32)):
+        with pytest.raises(ValueError, match="does not go on"):
+            column.append(part)
+    with pytest.raises(IndexError, match="3 booleans for 8 rows"):
+        grown(TEXT)[np.array([True] * 3)]

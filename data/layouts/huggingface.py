@@ -74,8 +74,10 @@ class ParquetPhotos:
         return self.groups[bisect_right(self.groups, row, key=lambda group: group.first) - 1]
 
     def only(self, files: Sequence[str]) -> "ParquetPhotos":
-        there = [group._replace(table=group.table.absolute()) for group in self.groups]
-        return ParquetPhotos({file: self.rows[file] for file in files}, there)
+        rows = {file: self.rows[file] for file in files}
+        groups = sorted({self._group(row) for row in rows.values()})
+        tables = {group.table: group.table.absolute() for group in groups}
+        return ParquetPhotos(rows, [group._replace(table=tables[group.table]) for group in groups])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ParquetPhotos, (self.rows, self.groups)  # a lock stays where it is
