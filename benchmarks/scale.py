@@ -3,6 +3,7 @@
     python benchmarks/scale.py --faces 10000 100000                      (or make bench)
     python benchmarks/scale.py --faces 30000 100000 300000               (the table of docs/scaling.md)
     python benchmarks/scale.py --faces 10000000                          (half an hour, 8 GB of it on disk)
+    python benchmarks/scale.py --faces 30000 60000 120000 --picture-bytes 60000   (pictures of 2 to 7 GB)
 
 The program's own code runs on made-up photographs: the plan of `fer align` and its end, the labelling of `fer teach`,
 both verifying commands, the join of faces with their distributions, and what an epoch of `fer distill` shows. Two
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -270,16 +272,22 @@ def distilling(root: Path, count: int, views: int) -> Steps:
 STAGES = (sourcing, planning, finishing, labelling, verifying_cache, verifying_run, distilling)
 
 
-def measure(count: int, views: int, root: str | None = None, apart: bool = True) -> Steps:
-    """All stages with `count` photographs, each in a process of its own if `apart`; nothing is left behind."""
+def padded(size: int, name: str) -> bytes:
+    """A picture of so many bytes, or more where its name is longer."""
+    return name.encode().ljust(size, b"\0")
+
+
+def measure(count: int, views: int, root: str | None = None, apart: bool = True, size: int = 0) -> Steps:
+    """All stages with `count` photographs of `size` bytes, each in a process of its own if `apart`; nothing is left."""
     folder, steps = Path(tempfile.mkdtemp(dir=root)), Steps()
     try:
         for stage in STAGES:
+            about = (folder, count, views, *([partial(padded, size)] if stage in (sourcing, planning) else []))
             if apart:
                 with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-                    steps += pool.submit(stage, folder, count, views).result()
+                    steps += pool.submit(stage, *about).result()
             else:
-                steps += stage(folder, count, views)
+                steps += stage(*about)
         for name in ("faces", "distributions"):
             sizes = [file.stat().st_size for file in (folder / "run" / name).iterdir()]
             print(f"    {name}/: {len(sizes):,} files, {sum(sizes) / count:,.0f} bytes a face", flush=True)
@@ -308,12 +316,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--views", type=int, default=TeachConfig.views, help="stored views a face")
+    parser.add_argument("--picture-bytes", type=int, default=0, help="of each stored face; 0: those of its name")
     parser.add_argument("--folder", help="where to write; the system's temporary folder if not given")
     options = parser.parse_args()
     found: list[Steps] = []
     for count in options.faces:
         print(f"{count:,} faces, {options.views} views", flush=True)
-        found.append(measure(count, options.views, options.folder))
+        found.append(measure(count, options.views, options.folder, size=options.picture_bytes))
     print_table(options.faces, found)
     for count, all_steps in zip(options.faces, found, strict=True):
         seconds, cpu = sum(step.seconds for step in all_steps), sum(step.cpu for step in all_steps)

@@ -240,7 +240,7 @@ def training_faces(inputs: Inputs, cached: Distributions | None, config: Distill
 def replay(cached: Distributions, crop: int, config: DistillConfig, own: np.ndarray | None = None) -> Lessons:
     """Label distribution learning from N cached rows: each time one stored view of the face, with the teacher's answer.
 
-    own: (N,) the rows to learn from, all if None; they are not copied, being most of what is in memory.
+    own: (N,) the rows to learn from, all if None; the views are not copied, being most of the cache.
     When it is shown for the e-th time, from 0, which is in epoch e if every face comes once an epoch, a face uses view
     (e + h) mod V, h a hash of the student's seed and the face id, so that students of different seeds differ in their
     crops too. Without stored views the student crops freely and every crop has the canonical distribution.
