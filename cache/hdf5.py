@@ -90,12 +90,12 @@ def write_hdf5(path: Path, manifest: dict[str, Any], shards: Sequence[str], read
         # of the file: one row a face, floats as they are and the rest in compressed chunks
         for name in TEXT:
             _check_text(name, text[name], path)
-            longest = h5py.string_dtype("utf-8", max(pc.max(pc.binary_length(text[name])).as_py() or 0, 1))
+            fixed = h5py.string_dtype("utf-8", max(pc.max(pc.binary_length(text[name])).as_py() or 0, 1))
             chunks = {"chunks": (min(CHUNK, count),)} if count else {}
-            file.create_dataset(name, (count,), longest, **chunks, **packed)
+            file.create_dataset(name, (count,), fixed, **chunks, **packed)
             for k in range(0, count, ROWS):
                 piece = text[name][k : k + ROWS].cast(pa.large_binary()).to_numpy(zero_copy_only=False)
-                file[name][k : k + len(piece)] = piece.astype(longest)
+                file[name][k : k + len(piece)] = piece.astype(fixed)
         for name, (shape, dtype) in _numbers(classes, views).items():
             more = {} if dtype == "<f4" or not count else {"chunks": (min(CHUNK, count), *shape), **packed}
             file.create_dataset(name, (count, *shape), dtype, **more)
@@ -264,6 +264,7 @@ def read_hdf5(path: Path, views: bool = True, rows: slice = slice(None)) -> Dist
 
 
 def _read_rows(file: h5py.File, classes: tuple[str, ...], views: bool, none: str | None, rows: slice) -> Distributions:
+    """Some rows of a file whose datasets are seen to be right; `none` is the word that stands for no split."""
     text = {name: _decoded(file[name][rows]) for name in TEXT}
     if none is not None:
         splits = text["split"].arrow
