@@ -11,13 +11,21 @@ Result = TypeVar("Result")
 MOST = 4  # results that may wait, each perhaps a shard
 
 
-def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`work` of each item, in their order, by threads; what one raises is raised in its place."""
+def ahead(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int = 0,
+    begin: Callable[[], None] | None = None,
+) -> Iterator[Result]:
+    """`work` of each item, in their order, by threads; what one raises is raised in its place.
+
+    threads: 0 for one a core, up to MOST; `begin` is called in each before its first item.
+    """
     from concurrent.futures import ThreadPoolExecutor  # here, because --help imports this
 
-    threads = min(os.cpu_count() or 1, MOST)
+    threads = threads or min(os.cpu_count() or 1, MOST)
     left = iter(items)
-    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
+    with ThreadPoolExecutor(threads, "ahead", begin) as pool:
         waiting = deque(pool.submit(work, item) for item in islice(left, threads))
         while waiting:
             result = waiting.popleft().result()

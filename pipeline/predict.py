@@ -1,16 +1,18 @@
 """What a network answers about views of faces."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from efficientface.data.ahead import Item, Result, ahead
 from efficientface.data.batches import normalise, view_batches
 from efficientface.data.faces import Faces
 
+PIXELS = 16 * 224**2  # of one forward pass on a CPU, at most: the maps of more leave its cache (docs/performance.md)
 
-@torch.inference_mode()
+
 def predict(
     model: nn.Module,
     faces: Faces,
@@ -31,18 +33,55 @@ def predict(
 
     boxes: (N, K, 4) and flips: (N, K), the views of each face, or of the faces at `shown` (N,). Faces are rendered
     together, about `batch` views at a time and all views of a face, and answered at most `batch` at a time: cut at the
-    same places whoever asks. `advance` is told the faces just done.
+    same places whoever asks. On a CPU each of torch's threads renders and answers for itself. `advance` is told the
+    faces just done.
     """
     model = model.to(device).to(memory_format=torch.channels_last).eval()
+    where = torch.device(device).type
     views = boxes.shape[1]
-    faces_a_batch = max(1, batch // views)
+    at_once = min(batch, most_at_once(size)) if where == "cpu" else batch
     rows = np.arange(len(boxes))
-    order = [rows[k : k + faces_a_batch] for k in range(0, len(rows), faces_a_batch)]
+    order = [call for of_batch in _cut(rows, batch // views) for call in _cut(of_batch, at_once // views)]
+
+    @torch.inference_mode()
+    def answer(images: Tensor) -> np.ndarray:
+        with torch.autocast(where, torch.bfloat16, enabled=precision == "bf16"):
+            logits = torch.cat([model(normalise(part.to(device), mean, std)) for part in images.split(at_once)])
+        return torch.softmax(logits.float(), 1).cpu().numpy().reshape(-1, views, logits.shape[1])
+
+    def render_and_answer(rows: np.ndarray) -> np.ndarray:
+        ((_, images),) = view_batches(faces, [rows], boxes, flips, size, 1, shown)
+        return answer(images)
+
+    if where == "cpu" and torch.get_num_threads() > 1:
+        coming = by_threads(render_and_answer, order)
+    else:
+        shown_so = view_batches(faces, order, boxes, flips, size, workers, shown, device)
+        coming = (answer(images) for _, images in shown_so)
     answers = []
-    mixed = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
-    for done, images in view_batches(faces, order, boxes, flips, size, workers, shown, device):
-        with mixed:
-            logits = torch.cat([model(normalise(part.to(device), mean, std)) for part in images.split(batch)])
-        answers.append(torch.softmax(logits.float(), 1).cpu().numpy().reshape(len(done), views, -1))
+    for done, of_these in zip(order, coming, strict=True):
+        answers.append(of_these)
         advance(len(done))
     return np.concatenate(answers)
+
+
+def most_at_once(size: int) -> int:
+    """Views of size x size that a CPU answers in one forward pass."""
+    return max(1, PIXELS // size**2)
+
+
+def by_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`work` of each item, in their order, by as many threads as torch has, each of which computes alone.
+
+    So none waits for another's share of every layer.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield from ahead(work, items, threads, lambda: torch.set_num_threads(1))
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets holds for those that begin later, too
+
+
+def _cut(rows: np.ndarray, length: int) -> list[np.ndarray]:
+    length = max(1, length)
+    return [rows[k : k + length] for k in range(0, len(rows), length)]
