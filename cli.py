@@ -573,7 +573,7 @@ def align(
     multiple=True,
     help="A finished teacher's folder: no training, ask this one. Several are averaged.",
 )
-@setting(TeachConfig, "label_batch", "Views in one forward pass while labelling.")
+@setting(TeachConfig, "label_batch", "Views in one forward pass while labelling, at most.")
 @setting(
     TeachConfig,
     "label_precision",
@@ -675,7 +675,7 @@ def merge(run: Path, others: tuple[Path, ...], as_json: bool) -> None:
 @setting(DistillConfig, "label_weight", "Share of the label in the target, beside the distribution (ldl, kl).")
 @click.option("--calibrated", is_flag=True, help="The temperature that `fer teach --calibrate` noted in the cache.")
 @click.option("--live", is_flag=True, help="Ask RUN/teacher about every crop, as the authors do, not the cache.")
-@setting(DistillConfig, "label_batch", "Views in one forward pass of the teacher (--live).")
+@setting(DistillConfig, "label_batch", "Views in one forward pass of the teacher (--live), at most.")
 @click.option("--unlabelled", is_flag=True, help="Also train on faces without a label (ldl, kl).")
 @PRESET
 @RECIPE

@@ -32,9 +32,9 @@ def predict(
     """(N, K, C) float32 probabilities for K views of each of N faces; fp32, so that answers can be compared, or bf16.
 
     boxes: (N, K, 4) and flips: (N, K), the views of each face, or of the faces at `shown` (N,). Faces are rendered
-    together, about `batch` views at a time and all views of a face, and answered at most `batch` at a time: cut at the
-    same places whoever asks. On a CPU each of torch's threads renders and answers for itself. `advance` is told the
-    faces just done.
+    together, about `batch` views at a time and all views of a face, and answered at most `batch` at a time, on a CPU
+    also at most PIXELS: cut at the same places whoever asks. On a CPU each of torch's threads renders and answers for
+    itself; `workers` render where there is one such thread, or a GPU. `advance` is told the faces just done.
     """
     model = model.to(device).to(memory_format=torch.channels_last).eval()
     where = torch.device(device).type
@@ -56,8 +56,8 @@ def predict(
     if where == "cpu" and torch.get_num_threads() > 1:
         coming = by_threads(render_and_answer, order)
     else:
-        shown_so = view_batches(faces, order, boxes, flips, size, workers, shown, device)
-        coming = (answer(images) for _, images in shown_so)
+        batches = view_batches(faces, order, boxes, flips, size, workers, shown, device)
+        coming = (answer(images) for _, images in batches)
     answers = []
     for done, of_these in zip(order, coming, strict=True):
         answers.append(of_these)
@@ -83,5 +83,6 @@ def by_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
 
 
 def _cut(rows: np.ndarray, length: int) -> list[np.ndarray]:
+    """Rows (N,) in pieces of `length`, of 1 at least; the last may be shorter."""
     length = max(1, length)
     return [rows[k : k + length] for k in range(0, len(rows), length)]

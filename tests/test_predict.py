@@ -50,8 +50,8 @@ def test_threads_change_no_bit_and_no_cut(faces, threads, precision):
     assert {of_call for of_call, _ in model.noted} == {1}
     assert sorted(count for _, count in model.noted) == [6] + [24] * 6  # whole faces: 8 of 3 views, 50 in all
     assert told == [8] * 6 + [2]
-    one_by_one = predict(model, faces, boxes, flips, batch=25, precision=precision, shown=np.arange(50), **SEEN)
-    np.testing.assert_array_equal(found, one_by_one)
+    shown_so = predict(model, faces, boxes, flips, batch=25, precision=precision, shown=np.arange(50), **SEEN)
+    np.testing.assert_array_equal(found, shown_so)
     torch.set_num_threads(1)
     np.testing.assert_array_equal(found, predict(model, faces, boxes, flips, batch=25, precision=precision, **SEEN))
 
