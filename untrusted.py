@@ -131,6 +131,14 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> "pa.Table"
         return table
 
 
+def parquet_batches(path: Path, columns: Sequence[str], rows: int = 1 << 16) -> Iterator["pa.RecordBatch"]:
+    """The same table, at most so many rows at a time."""
+    with parquet_file(path) as file:
+        for batch in file.iter_batches(rows, columns=list(columns)):
+            batch.validate(full=True)
+            yield batch
+
+
 def _refuse_bomb(claims: Any, size: int) -> None:
     groups = [claims.row_group(number) for number in range(claims.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]

@@ -108,7 +108,7 @@ def networks(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; without it they are drawn")
-    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--count", type=int, default=align.MANY)
     parser.add_argument("--side", type=int, default=350, help="pixels of a drawn photograph")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))

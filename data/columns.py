@@ -9,6 +9,7 @@ import io
 import logging
 import mmap
 import tempfile
+from collections.abc import Callable
 from functools import lru_cache
 from typing import BinaryIO
 
@@ -119,9 +120,14 @@ def kept(column: np.ndarray) -> np.ndarray:
     return found.whole()
 
 
+def computed(count: int, part: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """A column of `count` rows of which `part` computes some at a time, mapped if it is more than is held."""
+    found = Growing()
+    for k in range(0, max(count, 1), ROWS):
+        found.append(part(slice(k, k + ROWS)))
+    return found.whole()
+
+
 def reordered(column: np.ndarray, order: list[int]) -> np.ndarray:
     """column[..., order], mapped if that is more than is held."""
-    found = Growing()
-    for k in range(0, max(len(column), 1), ROWS):
-        found.append(column[k : k + ROWS][..., order])
-    return found.whole()
+    return computed(len(column), lambda rows: column[rows][..., order])

@@ -11,41 +11,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from efficientface import FerError
+from efficientface.data.columns import computed
 from efficientface.data.labels import CLASS_SETS, Wanted, class_of, expression, no_expression, ordered
 from efficientface.data.layouts import LAYOUTS
 from efficientface.data.layouts.files import entries, images, listed, plural, shown
 from efficientface.data.layouts.listing import Asked, Listing
 from efficientface.data.layouts.published import PUBLISHED, Published
 from efficientface.data.photos import Photos
+from efficientface.data.words import Words, changed, counted
 
 LABEL_RULES = ("majority", "votes")
 
 
 @dataclass(frozen=True)
-class Source:
-    """A source of photographs, read.
+class Rows:
+    """N images, in the order of the source, as columns that may be mapped."""
 
-    rows has one row an image, in the order of the source, and the columns
-      file         POSIX path relative to root, as distributed
-      label        name of a class, or None
-      votes        (C,) float32, people's raw counts in the order of `classes`, or None; may be all zeros
-      votes_other  (2,) float32, raw counts for [unknown, not a face], or None
-      split        train, val, test or the source's own word for another one, or None where it does not say
-      group        the person shown, as text, or None
-      box          x1, y1, x2, y2 in pixels of the face that the label is about, or None
-    """
+    file: Words  # POSIX path relative to root, as distributed
+    label: Words  # name of a class, or None
+    split: Words  # train, val, test or the source's own word for another one, or None where it does not say
+    group: Words | None = None  # the person shown, as text, or None
+    votes: np.ndarray | None = None  # (N, C) float32, people's raw counts in the order of `classes`; may be all zeros
+    votes_other: np.ndarray | None = None  # (N, 2) float32, raw counts for [unknown, not a face]
+    box: np.ndarray | None = None  # (N, 4) x1, y1, x2, y2 in pixels of the face that the label is about, or NaN
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of photographs, read."""
 
     root: Path
     layout: str
     classes: tuple[str, ...]  # in the order of EXPRESSIONS, other names behind
     photos: Photos
-    rows: pd.DataFrame
+    rows: Rows
     notes: tuple[str, ...]  # sentences for the user: what was recognised, what was ignored
     address: str = ""  # of `root`, where that is not on this machine
     file: str = ""  # in `root`, where that was asked for and not the whole folder
@@ -88,25 +94,10 @@ def read_source(
 
 
 def _of_people(listing: Listing) -> Source:
-    people = tuple(sorted({name for name in listing.labels if name}))
-    nothing = [None] * len(listing.files)
-    rows = _rows(listing, listing.labels, votes=nothing, votes_other=nothing)
+    people = tuple(sorted(name for name in counted(listing.labels) if name))
+    rows = Rows(listing.files, listing.labels, listing.splits)
     read = f"Read {listing.where} as layout identities: {images(len(rows))} of {len(people):,} people."
     return Source(listing.root, "identities", people, listing.photos, rows, (read, *listing.notes))
-
-
-def _rows(listing: Listing, labels: list[str | None], votes: list[Any], votes_other: list[Any]) -> pd.DataFrame:
-    columns = {
-        "file": listing.files,
-        "label": labels,
-        "votes": votes,
-        "votes_other": votes_other,
-        "split": listing.splits,
-        "group": listing.groups or [None] * len(labels),
-        "box": listing.boxes or [None] * len(labels),
-    }
-    # dtype object throughout: pandas' own strings turn None into NaN and refuse names that are not UTF-8
-    return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
 
 def _source(listing: Listing, layout: str, wanted: Wanted | None) -> Source:
@@ -123,21 +114,15 @@ def _source(listing: Listing, layout: str, wanted: Wanted | None) -> Source:
     if len(classes) == 1:
         raise FerError(f"{listing.where} has the one class {classes[0]}; two or more are needed to learn from")
     if listing.votes is not None:
-        votes = np.zeros((len(listing.files), len(classes)), np.float32)
-        for column, name in zip(listing.votes.T, found, strict=True):
-            if name:
-                votes[:, classes.index(name)] = column
+        votes = _summed(listing.votes, found, classes)
         others = [no_expression(name) for name in listing.vote_names]
         if any(others):
-            votes_other = np.zeros((len(listing.files), 2), np.float32)
-            for column, other in zip(listing.votes.T, others, strict=True):
-                if other:
-                    votes_other[:, ("unknown", "not a face").index(other)] += column
+            votes_other = _summed(listing.votes, others, ("unknown", "not a face"))
         dropped = [n for n, a, b in zip(listing.vote_names, found, others, strict=True) if not (a or b)]
         if dropped:
             notes.append(f"Votes left out as not among --classes: {', '.join(dropped)}.")
-    rows = _rows(listing, labels, _each(votes, len(labels)), _each(votes_other, len(labels)))
-    unlabelled = sum(label is None for label in labels)
+    rows = Rows(listing.files, labels, listing.splits, listing.groups, votes, votes_other, listing.boxes)
+    unlabelled = int(labels.missing().sum())
     if unlabelled:
         notes.append(f"Without a label: {images(unlabelled)} of {len(labels):,}.")
     notes.insert(0, f"Read {listing.where} as layout {layout}: {images(len(rows))}, {len(classes)} classes.")
@@ -147,35 +132,42 @@ def _source(listing: Listing, layout: str, wanted: Wanted | None) -> Source:
     return Source(listing.root, layout, classes, listing.photos, rows, tuple(notes))
 
 
-def _fold_labels(listing: Listing, wanted: Wanted | None) -> tuple[list[str | None], set[str], list[str]]:
-    """Labels by our names, the set of those that occur, and notes; FerError for a name that means nothing."""
-    codes, spelt = pd.factorize(pd.Series(listing.labels, dtype=object))
-    # one more entry, so that the code -1 of a missing label finds None
-    folded = np.full(len(spelt) + 1, None, dtype=object)
-    unknown, out_of_range = [], []
-    left_out: dict[int, str] = {}
-    order, notes = (wanted.order, []) if wanted else _order_by_counts(listing)
-    for code, name in enumerate(spelt):
-        if wanted and (folded_name := wanted.find(name)):
-            folded[code] = folded_name
-            continue
-        if (place := _number(name)) is not None:
-            name = order[place] if 0 <= place < len(order) else None
-            if name is None:
-                out_of_range.append(code)
-                continue
-        folded[code] = class_of(name, wanted)
-        if folded[code] is None and no_expression(name) is None:
-            if known := expression(name):
-                left_out[code] = known
-            else:
-                unknown.append(code)
+def _summed(votes: np.ndarray, names: Sequence[str | None], wanted: Sequence[str]) -> np.ndarray:
+    """(N, C) float32: of votes (N, K) the columns that have the wanted names, or their sums."""
+    places = np.array([[name == one for one in wanted] for name in names], np.float32)
+    return computed(len(votes), lambda rows: votes[rows] @ places)
 
-    def offenders(bad: list[int]) -> str:
-        hits = codes == bad[0]
+
+def _fold_labels(listing: Listing, wanted: Wanted | None) -> tuple[Words, set[str], list[str]]:
+    """Labels by our names, the set of those that occur, and notes; FerError for a name that means nothing."""
+    counts = counted(listing.labels)
+    counts.pop(None, None)
+    folded: dict[str, str | None] = {}
+    unknown: list[str] = []
+    out_of_range: list[str] = []
+    left_out: dict[str, str] = {}
+    order, notes = (wanted.order, []) if wanted else _order_by_counts(listing)
+    for spelt in counts:
+        if wanted and (folded_name := wanted.find(spelt)):
+            folded[spelt] = folded_name
+            continue
+        name: str | None = spelt
+        if (place := _number(spelt)) is not None:
+            name = order[place] if 0 <= place < len(order) else None
+        if name is None:
+            out_of_range.append(spelt)
+            continue
+        folded[spelt] = class_of(name, wanted)
+        if folded[spelt] is None and no_expression(name) is None:
+            if known := expression(name):
+                left_out[spelt] = known
+            else:
+                unknown.append(spelt)
+
+    def offenders(bad: list[str]) -> str:
         others = "" if len(bad) == 1 else f"; {plural(len(bad) - 1, 'other label')} too"
-        first = shown(listing.files[int(hits.argmax())])
-        return f"label {spelt[bad[0]]!r} of {images(hits.sum())} (first {first}{others})"
+        first = shown(listing.files[int((listing.labels == bad[0]).argmax())])
+        return f"label {bad[0]!r} of {images(counts[bad[0]])} (first {first}{others})"
 
     if out_of_range and wanted is None:
         raise FerError(
@@ -194,10 +186,10 @@ def _fold_labels(listing: Listing, wanted: Wanted | None) -> tuple[list[str | No
             "give --classes with the names of all classes"
         )
     if left_out:
-        count = int(np.isin(codes, list(left_out)).sum())
+        count = sum(counts[spelt] for spelt in left_out)
         left_names = ", ".join(sorted(set(left_out.values())))
         notes.append(f"Label left out as not among --classes: {images(count)} of {left_names}.")
-    return folded[codes].tolist(), {name for name in folded if name}, notes
+    return changed(listing.labels, folded.get), {name for name in folded.values() if name}, notes
 
 
 def _number(label: str) -> int | None:
@@ -206,8 +198,10 @@ def _number(label: str) -> int | None:
 
 def _order_by_counts(listing: Listing) -> tuple[tuple[str | None, ...], list[str]]:
     """The order of integer labels if it shows: one by which train has a data set's published counts to the image."""
-    train = [label for label, split in zip(listing.labels, listing.splits, strict=True) if split == "train" and label]
-    counts = Counter(map(_number, train))
+    counts: Counter[int | None] = Counter()
+    for label, count in counted(listing.labels[listing.splits == "train"]).items():
+        if label is not None:
+            counts[_number(label)] += count
     for published, (name, known) in product(PUBLISHED, CLASS_SETS.items()):
         expected = published.labels.get("train", {})
         places = {place: expected.get(name) for place, name in enumerate(known.order) if name in known.classes}
@@ -217,28 +211,30 @@ def _order_by_counts(listing: Listing) -> tuple[tuple[str | None, ...], list[str
     return (), []
 
 
-def _nearly_published(rows: pd.DataFrame, classes: tuple[str, ...]) -> Published | None:
+def _nearly_published(rows: Rows, classes: tuple[str, ...]) -> Published | None:
     """The data set of which these may be a copy: in train every class has its published count, to within a tenth."""
-    found = rows[rows["split"] == "train"]["label"].value_counts()
+    found = counted(rows.label[rows.split == "train"])
     for published in PUBLISHED:
         stated = published.labels.get("train", {})
         if set(classes) <= stated.keys() and all(
-            abs(found.get(name, 0) - stated[name]) <= stated[name] / 10 for name in classes
+            abs(found[name] - stated[name]) <= stated[name] / 10 for name in classes
         ):
             return published
     return None
 
 
-def _beside_published(published: Published, rows: pd.DataFrame, classes: tuple[str, ...]) -> list[str]:
+def _beside_published(published: Published, rows: Rows, classes: tuple[str, ...]) -> list[str]:
     """A sentence: the counts found, split by split, and the published ones where they differ; none of other classes."""
     parts, differs = [], False
     for split in published.labels or published.images:
-        here = rows[rows["split"] == split]
+        here = counted(rows.label[rows.split == split])
         expected = {name: count for name, count in published.labels.get(split, {}).items() if name in classes}
-        found = {name: int((here["label"] == name).sum()) for name in expected}
+        found = {name: here[name] for name in expected}
         if published.labels and not expected:
             return []
-        total, stated = (sum(found.values()), sum(expected.values())) if found else (len(here), published.images[split])
+        total, stated = (
+            (sum(found.values()), sum(expected.values())) if found else (here.total(), published.images[split])
+        )
         part = f"{split} {total:,}"
         if total != stated or found != expected:
             differs = True
@@ -248,7 +244,3 @@ def _beside_published(published: Published, rows: pd.DataFrame, classes: tuple[s
             part += f" ({name} {found[name]:,}, published {expected[name]:,})"
         parts.append(part)
     return [f"{'Not as' if differs else 'As'} published for {published.name}: {'; '.join(parts)}."]
-
-
-def _each(array: np.ndarray | None, count: int) -> list[np.ndarray | None]:
-    return [None] * count if array is None else list(array)

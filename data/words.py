@@ -5,7 +5,8 @@ and their fingerprints, 8 bytes a word, tell nearly as much.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +19,8 @@ from efficientface.data.columns import ROWS, Growing, indices, kept
 class Words:
     """A column of text as Arrow has it; indexed, compared and iterated as numpy's arrays of objects are.
 
-    What indices take of it is held or mapped as columns of numbers are (data/columns.py).
+    What indices take of it is held or mapped as columns of numbers are (data/columns.py). Names of files that are not
+    UTF-8 come out as they went in, and are ordered as Python orders them.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -32,7 +34,7 @@ class Words:
     def __getitem__(self, rows: Any) -> Any:
         """A word, or the Words at a slice, at (M,) indices or where (N,) booleans are true."""
         if isinstance(rows, int | np.integer):
-            return self.arrow[int(rows)].as_py()
+            return _as_python(self.arrow.slice(range(len(self))[rows], 1))[0]
         if isinstance(rows, slice):
             return Words(self.arrow[rows])
         rows = indices(np.asarray(rows), len(self))
@@ -43,15 +45,20 @@ class Words:
         return found.whole()
 
     def __iter__(self) -> Iterator[Any]:
+        for part in self.parts():
+            yield from part.tolist()
+
+    def parts(self) -> Iterator["Words"]:
+        """The column in order, some at a time: what is made of them in Python does not grow with it."""
         for k in range(0, len(self), ROWS):
-            yield from self.arrow[k : k + ROWS].to_pylist()
+            yield self[k : k + ROWS]
 
     def __eq__(self, other: Any) -> Any:
         """(N,) bool: which words are the same as another, or as those of a column of as many."""
         if other is None:
-            return self.arrow.is_null().to_numpy(zero_copy_only=False)
+            return self.missing()
         if isinstance(other, str):
-            return pc.equal(self.arrow, pa.scalar(other, pa.large_string())).fill_null(False).to_numpy(False)
+            return pc.equal(self.arrow, text_array([other])[0]).fill_null(False).to_numpy(False)
         theirs = text_array(other)
         neither = pc.and_(self.arrow.is_null(), theirs.is_null())
         return pc.or_(pc.equal(self.arrow, theirs).fill_null(False), neither).to_numpy(zero_copy_only=False)
@@ -59,13 +66,17 @@ class Words:
     def __ne__(self, other: Any) -> Any:
         return ~(self == other)
 
+    def missing(self) -> np.ndarray:
+        """(N,) bool: where it has None."""
+        return self.arrow.is_null().to_numpy(zero_copy_only=False)
+
     def tolist(self) -> list[Any]:
         """As Python has them."""
-        return self.arrow.to_pylist()
+        return _as_python(self.arrow)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """As numpy's objects."""
-        return np.asarray(self.arrow.to_numpy(zero_copy_only=False), dtype)
+        return np.array(self.tolist(), object if dtype is None else dtype)
 
     def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
         return self.arrow if type is None else self.arrow.cast(type)
@@ -112,7 +123,80 @@ def text_array(words: Column) -> pa.LargeStringArray:
         return words.cast(pa.large_string()).combine_chunks()
     if isinstance(words, pa.Array):
         return words.cast(pa.large_string())
-    return pa.array(words, pa.large_string())
+    try:
+        return pa.array(words, pa.large_string())
+    except UnicodeEncodeError:
+        encoded = [word if word is None else word.encode("utf-8", "surrogatepass") for word in words]
+        return pa.array(encoded, pa.large_binary()).view(pa.large_string())
+
+
+def _as_python(array: pa.LargeStringArray) -> list[Any]:
+    try:
+        return array.to_numpy(zero_copy_only=False).tolist()
+    except (UnicodeDecodeError, pa.ArrowException):
+        encoded = array.view(pa.large_binary()).to_pylist()
+        return [word if word is None else word.decode("utf-8", "surrogatepass") for word in encoded]
+
+
+def gathered(words: Iterable[str | None]) -> Words:
+    """A column of what comes, of which only a part is in Python's memory at a time."""
+    found, left = GrowingWords(), iter(words)
+    while part := list(islice(left, ROWS)):
+        found.append(part)
+    return found.whole()
+
+
+def repeated(word: str | None, count: int) -> Words:
+    """A column of one word."""
+    return decoded(np.zeros(count, np.int8), [word])
+
+
+def joined(parts: Iterable[Column]) -> Words:
+    """One column of several, one after the other."""
+    found = GrowingWords()
+    for part in parts:
+        found.append(part)
+    return found.whole()
+
+
+def changed(words: Words, change: Callable[[str], str | None]) -> Words:
+    """Every word as `change` has it, which is asked about few of them more than once; None stays None."""
+    found = GrowingWords()
+    for part in words.parts():
+        known = part.arrow.dictionary_encode()
+        found.append(text_array(list(map(change, _as_python(known.dictionary)))).take(known.indices))
+    return found.whole()
+
+
+def filled(words: Words, others: Words) -> Words:
+    """The column with the others' words where it has None."""
+    parts = zip(words.parts(), others.parts(), strict=True)
+    return joined(pc.coalesce(part.arrow, other.arrow) for part, other in parts)
+
+
+def coded(words: Column) -> tuple[np.ndarray, list[str]]:
+    """(N,) int32: the place of each word among those that occur, -1 for None; and those, as they come first."""
+    found = text_array(words).dictionary_encode()
+    return found.indices.fill_null(-1).to_numpy(), _as_python(found.dictionary)
+
+
+def decoded(codes: np.ndarray, words: Sequence[str | None]) -> Words:
+    """The column (N,) of the words that have these places, None for -1."""
+    found, known = GrowingWords(), text_array(words)
+    for k in range(0, len(codes), ROWS):
+        part = codes[k : k + ROWS]
+        found.append(known.take(pa.array(part, mask=part < 0)))
+    return found.whole()
+
+
+def within(words: Column, known: Sequence[str | None]) -> np.ndarray:
+    """(N,) bool: which words are one of a few."""
+    return pc.is_in(text_array(words), value_set=text_array(known)).to_numpy(zero_copy_only=False)
+
+
+def ascending(words: Words) -> np.ndarray:
+    """(N,) indices that sort the column."""
+    return pc.sort_indices(words.arrow).to_numpy().astype(np.int64)
 
 
 def fingerprints(words: Column) -> np.ndarray:
@@ -121,7 +205,8 @@ def fingerprints(words: Column) -> np.ndarray:
 
     array, found = text_array(words), np.empty(len(words), np.uint64)
     for k in range(0, len(array), ROWS):
-        part = array[k : k + ROWS].to_numpy(zero_copy_only=False)
+        # bytes have the same fingerprint as their text, which may not be UTF-8
+        part = array[k : k + ROWS].view(pa.large_binary()).to_numpy(zero_copy_only=False)
         found[k : k + ROWS] = hash_array(part, categorize=False)
     return found
 
@@ -135,8 +220,8 @@ def all_differ(words: Column) -> bool:
 
 def counted(words: Column) -> Counter[Any]:
     """How often each word comes, in the order of their first."""
-    found = text_array(words).value_counts().to_pylist()
-    return Counter({pair["values"]: pair["counts"] for pair in found})
+    found = text_array(words).value_counts()
+    return Counter(dict(zip(_as_python(found.field("values")), found.field("counts").tolist(), strict=True)))
 
 
 def in_order(words: Column) -> bool:

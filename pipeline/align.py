@@ -152,7 +152,7 @@ def write_faces(
                     log.info("%s", note)
                 begin(work, plan)
                 write_shards(work, inputs, plan, config, None, client)
-                del inputs  # half a kilobyte a photograph, which finishing does not need
+                del inputs  # sources may hold tables of pictures, which finishing does not need
                 facts = finish(work, run, plan)
             swap(run)
         except FerError:
@@ -322,15 +322,18 @@ def write_shards(
     """Align all photographs, or those of a job, `config.shard_faces` a file; files that are there already are kept."""
     stores = {name: read.photos for name, read in inputs.sources.items()}
     portions = portions_of(inputs, plan, job)
+    photos = inputs.photos
     with progress("aligning", sum(map(len, portions.values())), unit="images") as advance:
         for name in [name for name in portions if is_done(folder / name, plan["digest"])]:
             advance(len(portions.pop(name)))
         if client is not None:
             seen = (folder / PLAN).absolute(), digest_file(folder / PLAN)
             about = (inputs.classes, plan["digest"], config, seen)
-            carry_out(
-                client, (portion_task(name, photos, stores, *about) for name, photos in portions.items()), advance
+            shards = (
+                portion_task(name, photos[places.start : places.stop], stores, *about)
+                for name, places in portions.items()
             )
+            carry_out(client, shards, advance)
             return
         workers = config.workers or cores()
         left = sum(map(len, portions.values()))
@@ -339,11 +342,15 @@ def write_shards(
         pool_of, together, ahead = (processes, A_TASK, 2) if many else (threads, 1, 8)
         workers = min(workers, max(1, left // together))
         with pool_of(workers) as pool:
-            for name, photos in portions.items():
-                tasks = [photos[first : first + together] for first in range(0, len(photos), together)]
+            for name, places in portions.items():
+                tasks = iter(partial(_next, photos.at(places), together), [])
                 rows = in_order(pool, partial(summed, stores, config), tasks, window=ahead * workers)
                 done = (one for task, made in rows for one in zip(task, made, strict=True))
                 write_shard(folder / name, done, inputs.classes, plan["digest"], advance)
+
+
+def _next(photos: Iterator[Photo], count: int) -> list[Photo]:
+    return list(islice(photos, count))
 
 
 def summed(stores: dict[str, Photos], config: AlignConfig, photos: Sequence[Photo]) -> list[list[dict[str, Any]]]:
@@ -411,11 +418,11 @@ def detector_once() -> Detector:
     return Detector()
 
 
-def portions_of(inputs: Inputs, plan: dict[str, Any], job: Job | None = None) -> dict[str, Sequence[Photo]]:
-    """The photographs of every shard, or of those that a job makes, by the shard's file name."""
-    size = plan["settings"]["shard_faces"]
+def portions_of(inputs: Inputs, plan: dict[str, Any], job: Job | None = None) -> dict[str, range]:
+    """The places of the photographs of every shard, or of those that a job makes, by the shard's file name."""
+    size, count = plan["settings"]["shard_faces"], len(inputs.photos)
     return {
-        name: inputs.photos[number * size : (number + 1) * size]
+        name: range(number * size, min((number + 1) * size, count))
         for number, name in enumerate(shard_names(plan))
         if job is None or job.has(number)
     }

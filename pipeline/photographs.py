@@ -3,25 +3,27 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-import pandas as pd
 
 from efficientface import FerError
+from efficientface.data.columns import computed
 from efficientface.data.faces import hash_image
 from efficientface.data.labels import ordered
 from efficientface.data.layouts.listing import Box
 from efficientface.data.photos import PhotoFiles, Photos
 from efficientface.data.remote import is_address, read_remote_source
-from efficientface.data.sources import Source, read_source
+from efficientface.data.sources import Rows, Source, read_source
 from efficientface.data.splits import assign_splits
 from efficientface.pipeline.config import AlignConfig
 from efficientface.pipeline.progress import working
 
+AT_ONCE = 4096  # photographs that are put together as Python has them
 TABLES_INSIDE = ("fer2013", "ferplus", "huggingface")  # layouts whose photographs may lie in tables
 
 
@@ -42,12 +44,102 @@ class Photo:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """What is known of the photographs of one source."""
+
+    source: str  # its name, empty where there is only one
+    rows: Rows
+    marks: np.ndarray  # (N,) int64, -1 where there is none
+    places: list[int]  # of its classes among those of all sources
+    classes: tuple[str, ...]  # of all sources
+    boxes: bool  # whether photographs are told the box of the labelled face
+
+    @classmethod
+    def of(cls, source: str, read: Source, classes: tuple[str, ...], boxes: bool) -> "Listed":
+        def marks(part: slice) -> np.ndarray:
+            found = map(read.photos.mark, read.rows.file[part])
+            return np.array([-1 if mark is None else mark for mark in found], np.int64)
+
+        places = [classes.index(name) for name in read.classes]
+        return cls(source, read.rows, computed(len(read.rows), marks), places, classes, boxes)
+
+    def photos(self, part: slice) -> list[Photo]:
+        """Some of them, with labels as numbers, and votes in the order, of the classes of all sources."""
+        rows = self.rows
+        files = rows.file[part].tolist()
+        number: dict[str | None, int | None] = {name: place for place, name in enumerate(self.classes)}
+        number[None] = None
+        nothing: list[Any] = [None] * len(files)
+        votes, votes_other, groups, boxes = nothing, nothing, nothing, nothing
+        if rows.votes is not None:
+            in_order = np.zeros((len(files), len(self.classes)), np.float32)
+            in_order[:, self.places] = rows.votes[part]
+            votes = in_order.tolist()
+        if rows.votes_other is not None:
+            votes_other = rows.votes_other[part].tolist()
+        if rows.group is not None:
+            groups = [
+                f"{self.source}/{name}" if self.source and name is not None else name for name in rows.group[part]
+            ]
+        if rows.box is not None and self.boxes:
+            corners = rows.box[part]
+            known = np.isfinite(corners).all(axis=1)
+            boxes = [tuple(box) if there else None for box, there in zip(corners.tolist(), known, strict=True)]
+        told = zip(rows.split[part], rows.label[part], votes, votes_other, groups, strict=True)
+        inherited = [
+            {"split": split, "label": number[label], "votes": votes, "votes_other": others, "group": group}
+            for split, label, votes, others, group in told
+        ]
+        marks = [None if mark < 0 else mark for mark in self.marks[part].tolist()]
+        return [Photo(self.source, *known) for known in zip(files, marks, inherited, boxes, strict=True)]
+
+
+class Photographs(Sequence[Photo]):
+    """The photographs of all sources, in order; each is put together when it is asked for."""
+
+    def __init__(self, sources: Sequence[Listed]) -> None:
+        self.sources = sources
+        self._ends = list(accumulate(len(source.rows) for source in sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, place: int) -> Photo: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Photo]: ...
+
+    def __getitem__(self, place: int | slice) -> Photo | list[Photo]:
+        if not isinstance(place, slice):
+            place = range(len(self))[place]
+            return self[place : place + 1][0]
+        first, last, step = place.indices(len(self))
+        if step != 1:
+            raise ValueError("photographs are taken in order")
+        found = []
+        for source, end in zip(self.sources, self._ends, strict=True):
+            begin = end - len(source.rows)
+            if begin < last and first < end:
+                found += source.photos(slice(max(first - begin, 0), min(last, end) - begin))
+        return found
+
+    def __iter__(self) -> Iterator[Photo]:
+        return self.at(range(len(self)))
+
+    def at(self, places: range) -> Iterator[Photo]:
+        """Those of a range, of which only a few are there at a time."""
+        for first in range(places.start, places.stop, AT_ONCE):
+            yield from self[first : min(first + AT_ONCE, places.stop)]
+
+
+@dataclass(frozen=True)
 class Inputs:
     """All sources of a run, read: their photographs in order, with the classes of all."""
 
-    sources: dict[str, Source]  # by name, without their rows; a single one may have none
+    sources: dict[str, Source]  # by name; a single one may have none
     classes: tuple[str, ...]
-    photos: list[Photo]
+    photos: Photographs
     notes: list[str]
 
 
@@ -58,14 +150,14 @@ def read_inputs(paths: dict[str, Path | str], config: AlignConfig) -> Inputs:
         name: _read(path, layouts[name], config.classes, config.label_rule, config.aligned)
         for name, path in paths.items()
     }
-    inputs = Inputs(sources, ordered(dict.fromkeys(c for read in sources.values() for c in read.classes)), [], [])
-    for name in sources:
-        rows, carved = assign_splits(sources[name].rows, config.val_from_train, config.seed)
-        # no more than once in memory: `photos` say the same
-        read = sources[name] = replace(sources[name], rows=rows[:0].copy())
-        inputs.photos.extend(photos_of(name, rows, read, inputs.classes, boxes=not config.aligned))
-        inputs.notes.extend(f"{name}: {note}" if name else note for note in (*read.notes, *carved))
-    return inputs
+    classes = ordered(dict.fromkeys(c for read in sources.values() for c in read.classes))
+    notes = []
+    for name, read in sources.items():
+        rows, carved = assign_splits(read.rows, config.val_from_train, config.seed)
+        sources[name] = replace(read, rows=rows)
+        notes += [f"{name}: {note}" if name else note for note in (*read.notes, *carved)]
+    listed = [Listed.of(name, read, classes, boxes=not config.aligned) for name, read in sources.items()]
+    return Inputs(sources, classes, Photographs(listed), notes)
 
 
 def _read(path: Path | str, *args: Any) -> Source:
@@ -104,30 +196,6 @@ def layouts_of(layout: str | None, names: Iterable[str]) -> dict[str, str | None
             raise FerError(f"--layout {text.strip()} is about no source; the sources are called {', '.join(layouts)}")
         layouts[name] = known
     return layouts
-
-
-def photos_of(source: str, rows: pd.DataFrame, read: Source, classes: tuple[str, ...], boxes: bool) -> list[Photo]:
-    """A source's rows with labels as numbers, and votes in the order, of the classes of all sources."""
-    places = [classes.index(name) for name in read.classes]
-    number = dict(zip(read.classes, places, strict=True))
-    photos = []
-    alike: dict[Any, dict[str, Any]] = {}  # without votes, what is inherited is the same for most
-    for row in rows.itertuples():
-        votes = None
-        if row.votes is not None:
-            votes = np.zeros(len(classes), np.float32)
-            votes[places] = row.votes
-        inherited = {
-            "split": row.split,
-            "label": None if row.label is None else number[row.label],
-            "votes": None if votes is None else votes.tolist(),
-            "votes_other": None if row.votes_other is None else row.votes_other.tolist(),
-            "group": f"{source}/{row.group}" if source and row.group is not None else row.group,
-        }
-        if votes is None and row.votes_other is None:
-            inherited = alike.setdefault(tuple(inherited[name] for name in ("split", "label", "group")), inherited)
-        photos.append(Photo(source, row.file, read.photos.mark(row.file), inherited, row.box if boxes else None))
-    return photos
 
 
 def stored(root: Path, layout: str, settings: dict[str, Any]) -> Photos:

@@ -282,7 +282,7 @@ def photographs(source: str) -> tuple[Path, list[str]]:
         found = read_folders(path, Asked())
         for note in found.notes:
             log.info("%s", note)
-        return path, found.files
+        return path, found.files.tolist()
     if not path.exists():
         raise FerError(
             f"{source} does not exist; give a photograph, a folder of them, a list (.txt), - for paths, a video, or "

@@ -1,5 +1,6 @@
 """Small trees of labelled photographs, empty files for the most part, and what is read from them."""
 
+import numpy as np
 import pytest
 
 from efficientface import FerError
@@ -20,7 +21,13 @@ def write(path, text):
 
 
 def column(source, name):
-    return source.rows[name].tolist()
+    """A column of the source's rows as a list, with None for what it does not have."""
+    values = getattr(source.rows, name)
+    if values is None:
+        return [None] * len(source.rows)
+    if name == "box":
+        return [None if np.isnan(box).any() else tuple(box) for box in values]
+    return list(values)
 
 
 def refusal(*args, **options):

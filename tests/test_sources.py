@@ -1,6 +1,7 @@
 """Readers of labelled photographs. They open tables only, so the photographs here are empty files."""
 
 import os
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,9 @@ from small_sources import column, put, refusal, write
 
 from efficientface import FerError
 from efficientface.data.layouts.ferplus import FERPLUS_COLUMNS, ferplus_distribution, ferplus_majority
-from efficientface.data.sources import read_source
+from efficientface.data.sources import Rows, read_source
 from efficientface.data.splits import assign_splits
+from efficientface.data.words import Words
 
 ORDERS = (
     "raf-db, raf-db-compound, raf-db-from-0, efficientface, affectnet-7, affectnet-8, caer-s, fer2013, ferplus, "
@@ -225,7 +227,10 @@ def test_a_parquet_table_reads_like_the_same_csv(tmp_path):
     assert column(from_parquet, "group") == ["7", "7", "8"]
     assert np.array_equal(column(from_parquet, "votes"), [[10, 0], [2, 1], [1, 9]])
     assert np.array_equal(column(from_parquet, "votes_other"), [[0, 0], [0, 7], [0, 0]])
-    pd.testing.assert_frame_equal(from_csv.rows, from_parquet.rows)
+    for name in ("file", "label", "split", "group", "box"):
+        assert column(from_csv, name) == column(from_parquet, name)
+    for name in ("votes", "votes_other"):
+        assert np.array_equal(column(from_csv, name), column(from_parquet, name))
 
 
 @pytest.mark.parametrize("dtype", ["int64", "float64"])
@@ -246,7 +251,7 @@ def test_votes_become_labels_by_the_rule(tmp_path):
     assert column(majority, "label") == ["happiness", None, None, None, None]
     assert column(most, "label") == ["happiness", None, "happiness", None, None]
     assert np.array_equal(column(majority, "votes"), [[6, 4], [5, 5], [4, 3], [1, 2], [0, 0]])
-    assert majority.rows["votes"][0].dtype == np.float32
+    assert majority.rows.votes.dtype == np.float32
     assert np.array_equal(column(majority, "votes_other"), [[0, 0], [0, 0], [3, 0], [7, 0], [0, 0]])
     assert majority.notes[-1] == (
         "The label is the class that has more than half of the votes; where there is none, no label."
@@ -384,7 +389,7 @@ def test_damaged_tables_are_refused(tmp_path):
     write(table, "file,label\n")
     assert refusal(table) == f"{table} has no rows; it needs one an image"
     write(table, "file,label\n1.jpg,sad\n2.jpg\n")
-    assert refusal(table) == f"{table} is not a well-formed table: Expected 2 columns, got 1: 2.jpg"
+    assert refusal(table) == f"{table} is not a well-formed table: Row #3: Expected 2 columns, got 1: 2.jpg"
     table.write_bytes("file,label\n1.jpg,été\n".encode("latin-1"))
     assert refusal(table) == (
         f"{table} is not a well-formed table: In CSV column #1: CSV conversion error to string: invalid UTF8 data"
@@ -504,8 +509,7 @@ def test_ferplus_by_votes_labels_train_by_the_distribution_and_the_rest_by_major
 
 def test_ferplus_keeps_the_raw_votes_in_our_order(ferplus):
     source = read_source(ferplus)
-    first, unknown = source.rows.iloc[1], source.rows.iloc[9]
-    assert dict(zip(source.classes, first.votes, strict=True)) == {
+    assert dict(zip(source.classes, source.rows.votes[1], strict=True)) == {
         "neutral": 4,
         "happiness": 0,
         "sadness": 1,
@@ -515,14 +519,14 @@ def test_ferplus_keeps_the_raw_votes_in_our_order(ferplus):
         "anger": 3,
         "contempt": 0,
     }
-    assert unknown.votes_other.tolist() == [6, 2]
+    assert source.rows.votes_other[9].tolist() == [6, 2]
 
 
 def test_ferplus_with_seven_classes_drops_the_eighth(ferplus):
     write(ferplus / "FER2013Valid/label.csv", 'fer0000030.png,"(0, 0, 48, 48)",0,0,0,0,0,0,1,9,0,0\n')
     source = read_source(ferplus, classes=["neutral", "happy", "sad", "surprise", "fear", "disgust", "anger"])
-    assert source.rows.iloc[-1].label is None
-    assert source.rows.iloc[-1].votes.tolist() == [0, 0, 0, 0, 1, 0, 0]
+    assert source.rows.label[-1] is None
+    assert source.rows.votes[-1].tolist() == [0, 0, 0, 0, 1, 0, 0]
     assert "Label left out as not among --classes: 1 image of contempt." in source.notes
     assert f"Left out: 2 images that {ferplus / 'FER2013Valid/label.csv'} does not name." in source.notes
 
@@ -564,44 +568,47 @@ def test_ferplus_without_its_tables_or_images_is_refused(tmp_path):
         "put them where it says, relative to its folder"
     )
     write(table, "a.png,1,2\n")
-    assert refusal(tmp_path) == f"{table} is not a well-formed table: Expected 12 columns, got 3: a.png,1,2"
+    assert refusal(tmp_path) == f"{table} is not a well-formed table: Row #1: Expected 12 columns, got 3: a.png,1,2"
 
 
 # --- splits ---
 
 
-def faces(labels, split=None, group=None):
-    """Rows as of a Source; `split` and `group` may be one value for all."""
+def faces(labels, split=None, group=None, order=None):
+    """Rows as of a Source, perhaps in another order; `split` and `group` may be one value for all."""
     count = len(labels)
-    columns = {
-        "file": [f"{i:05d}.jpg" for i in range(count)],
-        "label": labels,
-        "split": split if isinstance(split, list) else [split] * count,
-        "group": group if isinstance(group, list) else [group] * count,
-    }
-    return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
+    files = [f"{i:05d}.jpg" for i in range(count)]
+    splits = split if isinstance(split, list) else [split] * count
+    groups = group if isinstance(group, list) else [group] * count
+    columns = (files, labels, splits, groups)
+    return Rows(*(Words([values[i] for i in (range(count) if order is None else order)]) for values in columns))
 
 
 MIXED = ["sadness"] * 60 + ["fear"] * 30 + ["anger"] * 10
+SHUFFLED = np.random.default_rng(5).permutation(100)
 
 
 def counts(rows):
-    return rows["split"].value_counts().to_dict()
+    return Counter(rows.split)
+
+
+def by_file(rows):
+    return sorted(zip(rows.file, rows.split, strict=True))
 
 
 def test_splits_that_are_given_stay(tmp_path):
     given = ["train"] * 50 + ["val"] * 20 + ["test"] * 20 + ["pilot"] * 10
     rows, notes = assign_splits(faces(MIXED, given))
-    assert rows["split"].tolist() == given
+    assert rows.split.tolist() == given
     assert notes == []
 
 
 def test_without_splits_test_and_val_are_carved_by_label():
     rows, notes = assign_splits(faces([*MIXED, None, None]))
     assert counts(rows) == {"train": 72, "test": 20, "val": 10}
-    assert rows[rows["split"] == "test"]["label"].value_counts().to_dict() == {"sadness": 12, "fear": 6, "anger": 2}
-    assert rows[rows["split"] == "val"]["label"].value_counts().to_dict() == {"sadness": 6, "fear": 3, "anger": 1}
-    assert rows["split"].tolist()[-2:] == ["train", "train"]
+    assert Counter(rows.label[rows.split == "test"]) == {"sadness": 12, "fear": 6, "anger": 2}
+    assert Counter(rows.label[rows.split == "val"]) == {"sadness": 6, "fear": 3, "anger": 1}
+    assert rows.split.tolist()[-2:] == ["train", "train"]
     assert notes == [
         "The source gives no splits.",
         "Carved test: 20 of 100 labelled training faces, stratified by label, seed 0.",
@@ -612,14 +619,14 @@ def test_without_splits_test_and_val_are_carved_by_label():
 def test_a_missing_val_is_carved_from_train():
     rows, notes = assign_splits(faces(MIXED * 2, ["train"] * 100 + ["test"] * 100))
     assert counts(rows) == {"train": 90, "val": 10, "test": 100}
-    assert set(rows["split"][100:]) == {"test"}
+    assert set(rows.split[100:]) == {"test"}
     assert notes == ["Carved val: 10 of 100 labelled training faces, stratified by label, seed 0."]
 
 
 @pytest.mark.parametrize(("other", "becomes"), [("train", "test"), ("test", "val-given")])
 def test_val_from_train_renames_the_given_val(other, becomes):
     rows, notes = assign_splits(faces(MIXED * 3, ["train"] * 100 + ["val"] * 100 + [other] * 100), 0.2)
-    assert set(rows["split"][100:200]) == {becomes}
+    assert set(rows.split[100:200]) == {becomes}
     in_train = 200 if other == "train" else 100
     assert counts(rows)["val"] == in_train / 5
     assert notes == [
@@ -630,12 +637,11 @@ def test_val_from_train_renames_the_given_val(other, becomes):
 
 def test_carving_depends_on_the_seed_and_not_on_the_order_of_rows():
     rows = faces(MIXED, "train")
-    first, again, other = (assign_splits(rows, seed=seed)[0]["split"] for seed in (0, 0, 1))
-    assert first.equals(again)
-    assert not first.equals(other)
-    shuffled = assign_splits(rows.sample(frac=1, random_state=5))[0]
-    assert shuffled.sort_index()["split"].equals(first)
-    assert rows["split"].eq("train").all()  # the caller's rows are left alone
+    first, again, other = (assign_splits(rows, seed=seed)[0] for seed in (0, 0, 1))
+    assert by_file(first) == by_file(again) != by_file(other)
+    shuffled = assign_splits(faces(MIXED, "train", order=SHUFFLED))[0]
+    assert by_file(shuffled) == by_file(first)
+    assert set(rows.split) == {"train"}  # the caller's rows are left alone
 
 
 @pytest.mark.parametrize("split", [None, "train"])
@@ -643,16 +649,16 @@ def test_groups_are_never_divided(split):
     groups = [f"person {i % 25}" for i in range(100)]
     labels = [*MIXED[:-5], *[None] * 5]
     rows, notes = assign_splits(faces(labels, split, groups))
-    assert (rows.groupby("group")["split"].nunique() == 1).all()
+    assert len(set(zip(rows.group, rows.split, strict=True))) == 25
     assert 5 <= counts(rows)["val"] <= 15
     assert any("stratified by label without dividing a group" in note for note in notes)
-    shuffled = assign_splits(faces(labels, split, groups).sample(frac=1, random_state=5))[0]
-    assert shuffled.sort_index()["split"].equals(rows["split"])
+    shuffled = assign_splits(faces(labels, split, groups, SHUFFLED))[0]
+    assert by_file(shuffled) == by_file(rows)
 
 
 def test_faces_without_a_group_count_as_their_own():
     rows, _ = assign_splits(faces(MIXED, "train", ["ann"] * 50 + [None] * 50))
-    assert set(rows["split"][:50]) == {"train"}
+    assert set(rows.split[:50]) == {"train"}
     assert 5 <= counts(rows)["val"] <= 15
 
 
@@ -663,7 +669,7 @@ def test_given_splits_that_share_people_are_mentioned():
 
 def test_classes_too_small_to_divide_stay_in_train():
     rows, notes = assign_splits(faces([*MIXED, "contempt"], ["train"] * 101))
-    assert rows["split"].tolist()[-1] == "train"
+    assert rows.split.tolist()[-1] == "train"
     assert notes == [
         "Carved val: 10 of 101 labelled training faces, stratified by label, seed 0.",
         "val has no face of contempt: too few to divide.",
@@ -678,7 +684,7 @@ def test_tiny_sources_never_crash_and_keep_every_face(labels, group, split):
     for share in (None, 0.5, 0.99):
         rows, notes = assign_splits(faces(labels, split, group), share)
         assert len(rows) == 5
-        assert set(rows["split"]) <= {"train", "val", "test", "val-given"}
+        assert set(rows.split) <= {"train", "val", "test", "val-given"}
         assert all(note.endswith(".") for note in notes)
 
 

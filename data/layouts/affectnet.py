@@ -5,19 +5,18 @@ The two name the same photographs differently, and no table between the names wa
 
 import io
 import tokenize
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from efficientface import FerError, untrusted
 from efficientface.data.labels import AFFECTNET
 from efficientface.data.layouts import published
 from efficientface.data.layouts.files import Found, images, images_below, located, plural, shown
 from efficientface.data.layouts.listing import Asked, Listing
-from efficientface.data.layouts.tables import checked_paths, header_of, read_csv
+from efficientface.data.layouts.tables import checked_paths, header_of, numbers, read_csv
+from efficientface.data.words import Words, changed, gathered, repeated, within
 
 COLUMNS = (
     "subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks", "expression",
@@ -66,36 +65,33 @@ def read_2017(path: Path, asked: Asked) -> Listing:
     else:
         below = ""
     found = images_below(path, start=below)
-    listing = Listing(path, path, [], [], [], notes=[VAL_IS_TEST], published=published.AFFECTNET)
+    listing = Listing(path, path, notes=[VAL_IS_TEST], published=published.AFFECTNET)
     for table in tables:
         header = header_of(table, ",")
         if len(header) != len(COLUMNS):
             raise FerError(f"{table} has {len(header)} columns; AffectNet's have {len(COLUMNS)}: {', '.join(COLUMNS)}")
         named = header[0] == COLUMNS[0]
         rows = read_csv(table, COLUMNS, [COLUMNS[0], *BOX, "expression"], ",", skip_rows=int(named))
-        names = [f"{below}/{name}".lstrip("/") for name in checked_paths(table, rows[COLUMNS[0]])]
+        names = gathered(f"{below}/{name}".lstrip("/") for name in checked_paths(table, rows[COLUMNS[0]]))
         files, notes = located(table, path, names, found, others=False)
-        listing.files += files
-        listing.labels += _names_of(table, list(rows["expression"]), files)
-        listing.splits += [TABLES[table.name]] * len(files)
-        x, y, width, height = (pd.to_numeric(rows[name], errors="coerce") for name in BOX)
-        listing.give_boxes(table, np.stack([x, y, x + width, y + height], 1).astype(float))
+        listing.add(files, _names_of(table, rows["expression"], files), repeated(TABLES[table.name], len(files)))
+        x, y, width, height = numbers({name: rows[name] for name in BOX}).T
+        listing.give_boxes(table, np.stack([x, y, x + width, y + height], 1))
         listing.notes += notes if named else [f"{table.name} has no header; read as the release's.", *notes]
     listing.notes += found.notes(path)
     return listing
 
 
-def _names_of(where: Path, codes: Sequence[str | None], files: list[str]) -> list[str | None]:
+def _names_of(where: Path, codes: Words, files: Words) -> Words:
     """AffectNet's numbers 0 to 10, as text, as names; FerError for another. None stays None."""
-    known: dict[str | None, str | None] = {str(code): name for code, name in enumerate(AFFECTNET)}
-    known[None] = None
-    bad = [place for place, code in enumerate(codes) if code not in known]
-    if bad:
+    known = {str(code): name for code, name in enumerate(AFFECTNET)}
+    bad = ~within(codes, [*known, None])
+    if bad.any():
         raise FerError(
-            f"{where}: {plural(len(bad), 'expression')} that AffectNet does not have "
-            f"(first {codes[bad[0]]!r} of {shown(files[bad[0]])}); they are 0 to {len(AFFECTNET) - 1}"
+            f"{where}: {plural(bad.sum(), 'expression')} that AffectNet does not have "
+            f"(first {codes[bad.argmax()]!r} of {shown(files[bad.argmax()])}); they are 0 to {len(AFFECTNET) - 1}"
         )
-    return [known[code] for code in codes]
+    return changed(codes, known.get)
 
 
 # --- the release of 2021 --------------------------------------------------------------------------------------
@@ -115,7 +111,7 @@ def read_2021(path: Path, asked: Asked) -> Listing:
         raise FerError(
             f"{path} is not AffectNet's release of 2021: train_set/ or val_set/ with images/ and annotations/ is needed"
         )
-    listing = Listing(path, path, [], [], [], notes=[VAL_IS_TEST], published=published.AFFECTNET)
+    listing = Listing(path, path, notes=[VAL_IS_TEST], published=published.AFFECTNET)
     for folder, split in SETS.items():
         if not (path / folder / "images").is_dir():
             listing.notes.append(f"{folder} is absent.")
@@ -127,23 +123,21 @@ def read_2021(path: Path, asked: Asked) -> Listing:
         else:
             files = found.files
             labels, notes = _by_annotations(path / folder / "annotations", files)
-        listing.files += files
-        listing.labels += labels
-        listing.splits += [split] * len(files)
+        listing.add(files, labels, repeated(split, len(files)))
         listing.notes += notes + found.notes(path / folder)
-    if not listing.files:
+    if not len(listing.files):
         raise FerError(f"{path} has no images in train_set/images and val_set/images; unpack the sets there")
     return listing
 
 
-def _by_index(path: Path, folder: str, index: Path, found: Found) -> tuple[list[str], list[str | None], list[str]]:
+def _by_index(path: Path, folder: str, index: Path, found: Found) -> tuple[Words, Words, list[str]]:
     header = header_of(index)
     if not {"number", "exp"} <= set(header):
         raise FerError(f"{index} has the columns {', '.join(header)}; number and exp are needed")
     rows = read_csv(index, header, ["number", "exp"], ",", skip_rows=1)
-    names = [f"{folder}/images/{name}.jpg" for name in checked_paths(index, rows["number"])]
+    names = gathered(f"{folder}/images/{name}.jpg" for name in checked_paths(index, rows["number"]))
     files, notes = located(index, path, names, found)
-    return files, _names_of(index, list(rows["exp"]), files), [f"{folder} is labelled by {index.name}.", *notes]
+    return files, _names_of(index, rows["exp"], files), [f"{folder} is labelled by {index.name}.", *notes]
 
 
 @cache
@@ -152,17 +146,18 @@ def _number(npy: bytes) -> str:
     return str(int(np.load(io.BytesIO(npy), allow_pickle=False)))
 
 
-def _by_annotations(folder: Path, files: list[str]) -> tuple[list[str | None], list[str]]:
+def _by_annotations(folder: Path, files: Words) -> tuple[Words, list[str]]:
     """The label of each image by its `_exp.npy`, a number or a number as text; None where there is none."""
-    codes: list[str | None] = []
-    for file in files:
-        path = folder / f"{Path(file).stem}_exp.npy"
-        try:
-            codes.append(_number(untrusted.read_bytes(path, 4096)))
-        except FileNotFoundError:
-            codes.append(None)
-        except (*untrusted.DAMAGE, EOFError, SyntaxError, tokenize.TokenError) as error:
-            raise FerError(f"{path} holds no number ({error}); copy it again") from error
-    missing = codes.count(None)
+    codes = gathered(_annotation(folder / f"{Path(file).stem}_exp.npy") for file in files)
+    missing = int(codes.missing().sum())
     notes = [f"Without an annotation in {folder}: {images(missing)}."] if missing else []
     return _names_of(folder, codes, files), notes
+
+
+def _annotation(path: Path) -> str | None:
+    try:
+        return _number(untrusted.read_bytes(path, 4096))
+    except FileNotFoundError:
+        return None
+    except (*untrusted.DAMAGE, EOFError, SyntaxError, tokenize.TokenError) as error:
+        raise FerError(f"{path} holds no number ({error}); copy it again") from error

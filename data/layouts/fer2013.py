@@ -17,8 +17,9 @@ from efficientface.data.layouts.files import images, plural, suffix
 from efficientface.data.layouts.folders import folders_in, holds, read_folders
 from efficientface.data.layouts.listing import Asked, Listing
 from efficientface.data.layouts.published import FER_2013
-from efficientface.data.layouts.tables import header_of, texts_of
+from efficientface.data.layouts.tables import header_of, stripped
 from efficientface.data.photos import Unreadable
+from efficientface.data.words import Words, changed, gathered, repeated, within
 
 TABLES = (("fer2013.csv",), ("icml_face_data.csv",), ("train.csv", "test.csv"))  # the first group that is there
 USAGES = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
@@ -83,43 +84,41 @@ def read_fer2013(path: Path, asked: Asked) -> Listing:
         if not _is_class_folders(path):
             raise FerError(f"{path} is not FER2013: no CSV with a column pixels is in it, and no class folders of it")
         return _read_class_folders(path, asked)
-    listing = Listing(path.parent if path.is_file() else path, path, [], [], [], published=FER_2013)
+    listing = Listing(path.parent if path.is_file() else path, path, published=FER_2013)
     pixels: dict[str, bytes | None] = {}
     for table in tables:
         rows = read_pixels(table)
         files = [f"{table.name}/{row}" for row in range(len(rows))]
         pixels |= zip(files, rows["pixels"], strict=True)
-        listing.files += files
-        listing.labels += _labels(table, rows)
-        listing.splits += _splits(table, rows)
+        listing.add(Words(files), _labels(table, rows), _splits(table, rows))
     listing.stored = PixelRows(pixels)
     damaged = sum(row is None for row in pixels.values())
     if damaged:
         listing.notes.append(f"Damaged pixels: {images(damaged)}.")
-    if not listing.files:
+    if not len(listing.files):
         raise FerError(f"{tables[0]} has no rows; copy it again")
     return listing
 
 
-def _labels(table: Path, rows: pd.DataFrame) -> list[str | None]:
-    numbers = texts_of(rows, "emotion" if "emotion" in rows else None)
-    known: dict[str | None, str | None] = {str(place): name for place, name in enumerate(FER2013)}
-    known[None] = None
-    bad = [place for place, number in enumerate(numbers) if number not in known]
-    if bad:
+def _labels(table: Path, rows: pd.DataFrame) -> Words:
+    if "emotion" not in rows:
+        return repeated(None, len(rows))
+    numbers = stripped(Words(rows["emotion"]))
+    known = {str(place): name for place, name in enumerate(FER2013)}
+    bad = ~within(numbers, [*known, None])
+    if bad.any():
         raise FerError(
-            f"{table}: {plural(len(bad), 'row')} with an emotion that FER2013 does not have (first row {bad[0]}: "
-            f"{numbers[bad[0]]!r}); they are 0 to {len(FER2013) - 1}"
+            f"{table}: {plural(bad.sum(), 'row')} with an emotion that FER2013 does not have (first row "
+            f"{bad.argmax()}: {numbers[bad.argmax()]!r}); they are 0 to {len(FER2013) - 1}"
         )
-    return [known[number] for number in numbers]
+    return changed(numbers, known.get)
 
 
-def _splits(table: Path, rows: pd.DataFrame) -> list[str | None]:
+def _splits(table: Path, rows: pd.DataFrame) -> Words:
     """By Usage; without that column train.csv is train and test.csv is test."""
     if "usage" in rows:
-        return [USAGES.get(usage, usage) if usage else None for usage in texts_of(rows, "usage")]
-    split = {"train.csv": "train", "test.csv": "test"}.get(table.name)
-    return [split] * len(rows)
+        return changed(stripped(Words(rows["usage"])), lambda usage: USAGES.get(usage, usage))
+    return repeated({"train.csv": "train", "test.csv": "test"}.get(table.name), len(rows))
 
 
 def read_pixels(table: Path) -> pd.DataFrame:
@@ -162,9 +161,10 @@ def _pixels(text: str) -> bytes | None:
 def _read_class_folders(path: Path, asked: Asked) -> Listing:
     """The release's own split is in the names of the files; `test` holds both of its test sets."""
     listing = read_folders(path, asked, "fer2013")
-    usages = [re.match(NAMED, file.rpartition("/")[2]) for file in listing.files]
-    listing.splits = [USAGES[usage[1]] if usage else split for usage, split in zip(usages, listing.splits, strict=True)]
+    usages = (re.match(NAMED, file.rpartition("/")[2]) for file in listing.files)
+    told = zip(usages, listing.splits, strict=True)
+    listing.splits = gathered(USAGES[usage[1]] if usage else split for usage, split in told)
     listing.published = FER_2013
-    if "val" in listing.splits:
+    if (listing.splits == "val").any():
         listing.notes.append("Images called PublicTest are val, those called PrivateTest are test, as in the release.")
     return listing

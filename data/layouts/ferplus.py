@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from efficientface import FerError
 from efficientface.data.layouts.fer2013 import PixelRows, read_pixels
 from efficientface.data.layouts.files import images_below, located, plural
 from efficientface.data.layouts.listing import Asked, Listing
 from efficientface.data.layouts.published import FERPLUS, FERPLUS_MAJORITY
-from efficientface.data.layouts.tables import checked_paths, header_of, read_columns, read_csv, vote_counts
+from efficientface.data.layouts.tables import Texts, checked_paths, header_of, read_columns, read_csv, vote_counts
+from efficientface.data.words import decoded, gathered, joined, repeated
 
 # The release's own order; unknown and NF (not a face) close the ten columns.
 FERPLUS_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
@@ -73,21 +73,19 @@ def read_ferplus(path: Path, asked: Asked) -> Listing:
 
     Where there are no images yet, they are taken out of fer2013.csv under the names that fer2013new.csv gives.
     """
-    pixels = _pixels(path) if _has_both_tables(path) and not images_below(path, set(FERPLUS_FOLDERS)).files else {}
+    pixels = _pixels(path) if _has_both_tables(path) and not len(images_below(path, set(FERPLUS_FOLDERS)).files) else {}
     folders = [folder for folder in FERPLUS_FOLDERS if pixels or (path / folder).is_dir()]
     if not folders:
         raise FerError(f"{path} is not the FER+ release: it has none of the folders {', '.join(FERPLUS_FOLDERS)}")
-    files: list[str] = []
-    labels: list[str | None] = []
-    splits: list[str | None] = []
-    votes, notes = [], []
+    listing = Listing(path, path, vote_names=FERPLUS_COLUMNS, published=FERPLUS)
+    votes, notes = [], listing.notes
     for folder in folders:
         table, rows, table_notes = _ferplus_table(path, folder)
         found = images_below(path, {folder})
-        found.files += sorted(name for name in pixels if name.startswith(folder))
-        paths = [f"{folder}/{name}" for name in checked_paths(table, rows["name"])]
+        found.files = joined([found.files, sorted(name for name in pixels if name.startswith(folder))])
+        paths = gathered(f"{folder}/{name}" for name in checked_paths(table, rows["name"]))
         paths, path_notes = located(table, path, paths, found)
-        counts = vote_counts(table, paths, rows[list(FERPLUS_COLUMNS)])
+        counts = vote_counts(table, paths, {name: rows[name] for name in FERPLUS_COLUMNS})
         split = FERPLUS_FOLDERS[folder]
         if asked.label_rule == "votes" and split == "train":
             rule = "the vote-distribution rule"
@@ -96,9 +94,7 @@ def read_ferplus(path: Path, asked: Asked) -> Listing:
         else:
             rule = "the majority rule"
             label = ferplus_majority(counts)
-        files += paths
-        labels += np.array([*FERPLUS_CLASSES, None], dtype=object)[label].tolist()
-        splits += [split] * len(paths)
+        listing.add(paths, decoded(label, FERPLUS_CLASSES), repeated(split, len(paths)))
         votes.append(counts)
         kept = int((label >= 0).sum())
         told = f"{folder} is {split}, by {table.name}: {rule} keeps {plural(kept, 'label')} of {len(paths):,}"
@@ -110,7 +106,7 @@ def read_ferplus(path: Path, asked: Asked) -> Listing:
     for folder in FERPLUS_FOLDERS:
         if folder not in folders:
             notes.append(f"{folder} is absent, so there is no {FERPLUS_FOLDERS[folder]} as published.")
-    listing = Listing(path, path, files, labels, splits, None, np.concatenate(votes), FERPLUS_COLUMNS, notes, FERPLUS)
+    listing.votes = np.concatenate(votes)
     if pixels:
         notes.append("The images are taken out of fer2013.csv.")
         listing.stored = PixelRows(pixels)
@@ -122,9 +118,9 @@ def _pixels(path: Path) -> dict[str, bytes | None]:
     rows = read_pixels(path / "fer2013.csv")
     table = path / "fer2013new.csv"
     names = read_columns(table, header_of(table), ["Usage", "Image name"])
-    if len(names) != len(rows):
+    if len(rows) != (named := len(names["Usage"])):
         raise FerError(
-            f"{path / 'fer2013.csv'} has {len(rows):,} rows and {table.name} {len(names):,}; they go together row by "
+            f"{path / 'fer2013.csv'} has {len(rows):,} rows and {table.name} {named:,}; they go together row by "
             "row, so give both complete"
         )
     folders = {usage: folder for folder, usage in FERPLUS_USAGES.items()}
@@ -136,7 +132,7 @@ def _pixels(path: Path) -> dict[str, bytes | None]:
     }
 
 
-def _ferplus_table(path: Path, folder: str) -> tuple[Path, pd.DataFrame, list[str]]:
+def _ferplus_table(path: Path, folder: str) -> tuple[Path, Texts, list[str]]:
     """The table that labels `folder`, its rows as text (name and ten votes), and notes."""
     table = path / folder / "label.csv"
     if table.is_file():
@@ -149,15 +145,17 @@ def _ferplus_table(path: Path, folder: str) -> tuple[Path, pd.DataFrame, list[st
     needed = ["Usage", "Image name", *FERPLUS_COLUMNS]
     if set(needed) - set(header):
         raise FerError(f"{table} is not FER+'s table: found {', '.join(header)}; needed {', '.join(needed)}")
-    rows = read_columns(table, header, needed)
-    rows = rows[rows["Usage"] == FERPLUS_USAGES[folder]].rename(columns={"Image name": "name"})
-    named = rows[rows["name"] != ""]
+    columns = read_columns(table, header, needed)
+    columns["name"] = columns.pop("Image name")
+    its_own = columns["Usage"] == FERPLUS_USAGES[folder]
+    named = its_own & (columns["name"] != "")
     # The release gives a few names twice, and its script wrote the later picture over the earlier one.
-    once = named.drop_duplicates("name", keep="last")
+    last = {name: row for row, name in enumerate(columns["name"]) if named[row]}
+    once = np.sort(np.fromiter(last.values(), int))
     notes = []
-    if len(once) < len(rows):
+    if len(once) < its_own.sum():
         notes.append(
-            f"Left out of fer2013new.csv for {folder}: {plural(len(rows) - len(named), 'row')} without a file and "
-            f"{plural(len(named) - len(once), 'row')} whose file a later row replaces."
+            f"Left out of fer2013new.csv for {folder}: {plural((its_own & ~named).sum(), 'row')} without a file and "
+            f"{plural(named.sum() - len(once), 'row')} whose file a later row replaces."
         )
-    return table, once.reset_index(drop=True), notes
+    return table, {name: column[once] for name, column in columns.items()}, notes

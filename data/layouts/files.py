@@ -1,13 +1,12 @@
 """Which files are images, and what lies below a folder; nothing is opened."""
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
-
 from efficientface import FerError
+from efficientface.data.words import Index, Words, ascending, gathered, in_order
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff")
 
@@ -16,8 +15,8 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff")
 class Found:
     """The images below a folder, and what was not taken."""
 
-    files: list[str]  # POSIX paths, sorted
-    links_out: set[str]  # links to files or folders outside
+    files: Words  # POSIX paths, sorted
+    links_out: set[str] = field(default_factory=set)  # links to files or folders outside
     linked_folders: int = 0  # links to folders inside
     not_files: int = 0  # folders, pipes ... named like images
 
@@ -39,13 +38,21 @@ def images_below(root: Path, tops: set[str] | None = None, start: str = "") -> F
     tops: of `root`'s own entries only these, if given.
     """
     real = os.path.realpath(root)
-    found = Found([], set())
-    waiting = [f"{start}/" if start else ""]
+    found = Found(Words([]))
     if start and not is_inside(real, root / start):
-        return Found([], {start})
+        found.links_out.add(start)
+        return found
+    files = gathered(_walk(root, real, tops, start, found))
+    found.files = files if in_order(files) else files[ascending(files)]
+    return found
+
+
+def _walk(root: Path, real: str, tops: set[str] | None, start: str, found: Found) -> Iterator[str]:
+    """The paths of images_below in any order; what is not taken is noted in `found`."""
+    waiting = [f"{start}/" if start else ""]
     while waiting:
         below = waiting.pop()
-        for entry in entries(root / below):
+        for entry in _scanned(root / below):
             file = below + entry.name
             if entry.name.startswith(".") or (not below and tops is not None and entry.name not in tops):
                 continue
@@ -65,23 +72,21 @@ def images_below(root: Path, tops: set[str] | None = None, start: str = "") -> F
                 found.not_files += 1
                 continue
             if is_image:
-                found.files.append(file)
-    found.files.sort()
-    return found
+                yield file
 
 
-def located(
-    table: Path, root: Path, files: list[str], found: Found, others: bool = True
-) -> tuple[list[str], list[str]]:
-    """The files that a table names, below `images/` if they lie there, and notes. Missing files stay in.
+def located(table: Path, root: Path, names: Words, found: Found, others: bool = True) -> tuple[Words, list[str]]:
+    """The files that a table names, each once, below `images/` if they lie there, and notes. Missing files stay in.
 
     others: whether a note counts the images found that the table does not name.
     """
-    names = pd.Series(files, dtype=object)
-    there = names.isin(found.files)
-    below_images = ("images/" + names).isin(found.files)
-    if below_images.sum() > there.sum():
-        names, there = "images/" + names, below_images
+    known = Index(found.files)
+    there = known.places(names) >= 0
+    if not there.all():
+        below = gathered(f"images/{name}" for name in names)
+        there_below = known.places(below) >= 0
+        if there_below.sum() > there.sum():
+            names, there = below, there_below
     real = os.path.realpath(root)
     missing, outside = [], []
     for name in names[~there]:  # also pictures in formats that the walk does not know
@@ -94,25 +99,29 @@ def located(
             f"{table} names {images(len(outside))} behind links that lead out of {root} "
             f"(first {shown(outside[0])}); copy them into it"
         )
-    if files and len(missing) == len(files):
+    if missing and len(missing) == len(names):
         raise FerError(
-            f"{table} names {images(len(files))}, and none is there (first {shown(missing[0])}); "
+            f"{table} names {images(len(names))}, and none is there (first {shown(missing[0])}); "
             "put them where it says, relative to its folder"
         )
     notes = []
     if missing:
         notes.append(f"Missing: {images(len(missing))} that {table} names (first {shown(missing[0])}).")
-    more = len(set(found.files).difference(names))
+    more = len(found.files) - int(there.sum())
     if more and others:
         notes.append(f"Left out: {images(more)} that {table} does not name.")
-    return list(names), notes
+    return names, notes
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
     """The entries of a folder by name; FerError if it cannot be read."""
+    return sorted(_scanned(folder), key=lambda entry: entry.name)
+
+
+def _scanned(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+            yield from entries
     except OSError as error:
         raise FerError(f"{folder} cannot be read: {error.strerror}; mend that or give another folder") from error
 

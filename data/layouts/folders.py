@@ -7,6 +7,7 @@ from efficientface import FerError
 from efficientface.data.layouts.files import IMAGE_SUFFIXES, entries, images_below
 from efficientface.data.layouts.listing import SPLITS, Asked, Listing
 from efficientface.data.layouts.published import CAER_S, FED_RO
+from efficientface.data.words import GrowingWords, repeated
 
 CAER_S_FOLDERS = {"Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"}
 FED_RO_FOLDERS = {"anger", "disgust", "fear", "happy", "neural", "sad", "surprise"}  # sic
@@ -17,19 +18,25 @@ def read_folders(path: Path, asked: Asked, layout: str = "folders") -> Listing:
     if not path.is_dir():
         raise FerError(f"{path} is a file; layout {layout} reads a folder of class folders")
     found = images_below(path)
-    if not found.files:
+    if not len(found.files):
         ignored = f" ({found.ignored()})" if found.ignored() else ""
         raise FerError(
             f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}){ignored}; give the folder that holds them"
         )
-    splits: list[str | None] = []
-    labels: list[str | None] = []
-    for file in found.files:
-        folders = file.split("/")[:-1]
-        splits.append(SPLITS.get(folders[0].casefold()) if folders else None)
-        below = folders[1:] if splits[-1] else folders
-        labels.append(below[0] if below else None)
-    return Listing(path, path, found.files, labels, splits, notes=found.notes(path))
+    splits, labels = GrowingWords(), GrowingWords()
+    for part in found.files.parts():
+        told = [_told_by(file) for file in part]
+        splits.append([split for split, _ in told])
+        labels.append([label for _, label in told])
+    return Listing(path, path, found.files, labels.whole(), splits.whole(), notes=found.notes(path))
+
+
+def _told_by(file: str) -> tuple[str | None, str | None]:
+    """Split and label by a path's folders."""
+    folders = file.split("/")[:-1]
+    split = SPLITS.get(folders[0].casefold()) if folders else None
+    below = folders[1:] if split else folders
+    return split, below[0] if below else None
 
 
 def is_caer_s(path: Path) -> bool:
@@ -54,7 +61,7 @@ def is_fed_ro(path: Path) -> bool:
 
 def read_fed_ro(path: Path, asked: Asked) -> Listing:
     listing = read_folders(path, asked, "fed-ro")
-    listing.splits = ["test"] * len(listing.files)
+    listing.splits = repeated("test", len(listing.files))
     listing.published = FED_RO
     listing.notes.append("FED-RO is for testing: all of it is test; give a source to train on beside it.")
     return listing

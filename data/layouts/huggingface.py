@@ -1,5 +1,6 @@
 """Parquet with pictures inside, as Hugging Face's `datasets` writes it: a column of structs of `bytes` and `path`."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,15 +9,23 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from efficientface import FerError, untrusted
 from efficientface.data.layouts.files import is_inside, plural, suffix
 from efficientface.data.layouts.listing import SPLITS, Asked, Listing
-from efficientface.data.layouts.tables import columns_of, describe, named, parquet_schema, read_columns, refuse_twins
+from efficientface.data.layouts.tables import (
+    Texts,
+    columns_of,
+    describe,
+    named,
+    parquet_schema,
+    read_columns,
+    refuse_twins,
+)
 from efficientface.data.photos import Unreadable
+from efficientface.data.words import Words, changed, filled, gathered, joined, repeated, within
 
 ROW_GROUPS_KEPT = 2  # in memory: photographs are asked for in order, by several threads
 
@@ -24,7 +33,8 @@ ROW_GROUPS_KEPT = 2  # in memory: photographs are asked for in order, by several
 class RowGroup(NamedTuple):
     """Rows of a table that are read together."""
 
-    first: int  # of its rows, counted through all tables
+    first: int  # of its rows, counted through the table
+    rows: int
     table: Path
     column: str
     number: int  # among those of the table
@@ -41,46 +51,54 @@ class RowGroup(NamedTuple):
 
 @dataclass
 class ParquetPhotos:
-    """Pictures inside Parquet tables; their mark is the table's size."""
+    """Pictures inside Parquet tables, whose names tell the table and the row; their mark is the table's size."""
 
-    rows: dict[str, int]  # of each photograph, counted through all row groups
-    groups: Sequence[RowGroup]
+    groups: dict[str, list[RowGroup]]  # by the table's path in the source, in order
     _sizes: dict[Path, int] = field(default_factory=dict)
     _kept: dict[RowGroup, pa.ChunkedArray] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     def mark(self, file: str) -> int | None:
-        table = self._group(self.rows[file]).table
+        if (place := self._place(file)) is None:
+            return None
+        table = place[0].table
         if table not in self._sizes:
             self._sizes[table] = table.stat().st_size
         return self._sizes[table]
 
     def read(self, file: str) -> bytes:
-        if file not in self.rows:
+        if (place := self._place(file)) is None:
             raise Unreadable("does not exist")
-        row = self.rows[file]
-        group = self._group(row)
+        group, row = place
         with self._lock:
             if group not in self._kept:
                 self._kept[group] = group.read()
                 if len(self._kept) > ROW_GROUPS_KEPT:
                     del self._kept[next(iter(self._kept))]
-            data = self._kept[group][row - group.first].as_py()
+            data = self._kept[group][row].as_py()
         if not data:
             raise Unreadable("no bytes in the table")
         return data
 
-    def _group(self, row: int) -> RowGroup:
-        return self.groups[bisect_right(self.groups, row, key=lambda group: group.first) - 1]
+    def _place(self, file: str) -> tuple[RowGroup, int] | None:
+        """The row group that a name tells, and the row in it."""
+        named = re.fullmatch(r"(.+?\.parquet)/([0-9]{1,18})(/[^/]+)?", file, re.DOTALL | re.IGNORECASE)
+        if named is None or not (groups := self.groups.get(named[1])):
+            return None
+        row = int(named[2])
+        group = groups[bisect_right(groups, row, key=lambda group: group.first) - 1]
+        return (group, row - group.first) if group.first <= row < group.first + group.rows else None
 
     def only(self, files: Sequence[str]) -> "ParquetPhotos":
-        rows = {file: self.rows[file] for file in files}
-        groups = sorted({self._group(row) for row in rows.values()})
-        tables = {group.table: group.table.absolute() for group in groups}
-        return ParquetPhotos(rows, [group._replace(table=tables[group.table]) for group in groups])
+        needed = {place[0] for file in files if (place := self._place(file)) is not None}
+        groups = {table: [group for group in own if group in needed] for table, own in self.groups.items()}
+        there = {group.table: group.table.absolute() for group in needed}
+        return ParquetPhotos(
+            {table: [group._replace(table=there[group.table]) for group in own] for table, own in groups.items() if own}
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ParquetPhotos, (self.rows, self.groups)  # a lock stays where it is
+        return ParquetPhotos, (self.groups,)  # a lock stays where it is
 
 
 def is_huggingface(path: Path) -> bool:
@@ -114,27 +132,26 @@ def read_huggingface(path: Path, asked: Asked) -> Listing:
     tables = {table: column for table in _tables(path) if (column := _image_column(table))}
     if not tables:
         raise FerError(f"{path} holds no Parquet file with a column of images (structs of bytes and path)")
-    listing = Listing(path.parent if path.is_file() else path, path, [], [], [])
+    listing = Listing(path.parent if path.is_file() else path, path)
     first, columns = next((table, _columns(table, asked)) for table in tables)
     for table in tables:
         if _columns(table, asked) != columns:
             raise FerError(f"{table} has other columns than {first}; give one data set at a time")
-    groups: list[RowGroup] = []
-    texts, by_name = [], []
+    groups: dict[str, list[RowGroup]] = {}
+    texts: list[Texts] = []
     for table, image in tables.items():
-        rows = read_columns(table, parquet_schema(table).names, named(columns))
         below = table.relative_to(listing.root)
-        files = _names(table, image, below.as_posix())
-        groups += _row_groups(table, image, len(listing.files))
-        listing.files += files
-        by_name += [next((name for part in reversed(below.parts) if (name := _split(part))), None)] * len(files)
+        files = gathered(_names(table, image, below.as_posix()))
+        groups[below.as_posix()] = list(_row_groups(table, image))
+        split = next((name for part in reversed(below.parts) if (name := _split(part))), None)
+        listing.add(files, repeated(None, len(files)), repeated(split, len(files)))
+        texts.append(read_columns(table, parquet_schema(table).names, named(columns)))
         for column in columns["label"]:
-            rows[column] = _class_names(table, column, rows[column])
-        texts.append(rows.reindex(range(len(files))))  # without columns it has no rows either
-    describe(listing, pd.concat(texts, ignore_index=True), columns, asked)
-    listing.labels = listing.labels or [None] * len(listing.files)
-    listing.splits = [own or split for own, split in zip(listing.splits, by_name, strict=True)]
-    listing.stored = ParquetPhotos(dict(zip(listing.files, count(), strict=False)), groups)
+            texts[-1][column] = _class_names(table, column, texts[-1][column])
+    by_name = listing.splits
+    describe(listing, {name: joined(part[name] for part in texts) for name in named(columns)}, columns, asked)
+    listing.splits = filled(listing.splits, by_name)
+    listing.stored = ParquetPhotos(groups)
     listing.notes.append(f"The images are inside {plural(len(tables), 'Parquet file')}.")
     return listing
 
@@ -146,30 +163,34 @@ def _columns(table: Path, asked: Asked) -> dict[str, list[str]]:
     return columns
 
 
-def _names(table: Path, image: str, below: str) -> list[str]:
+def _names(table: Path, image: str, below: str) -> Iterator[str]:
     """A name for each row: the table's path, the row, and the image's own file name where it has one."""
+    row = count()
     try:
         with untrusted.parquet_file(table) as file:
-            own = [None] * file.metadata.num_rows
-            if file.schema_arrow.field(image).type.get_field_index("path") >= 0:
-                own = pc.struct_field(file.read(columns=[f"{image}.path"])[image], "path").cast(pa.string()).to_pylist()
+            if file.schema_arrow.field(image).type.get_field_index("path") < 0:
+                yield from (f"{below}/{next(row)}" for _ in range(file.metadata.num_rows))
+                return
+            for batch in file.iter_batches(columns=[f"{image}.path"]):
+                for name in pc.struct_field(batch[image], "path").cast(pa.string()).to_pylist():
+                    # the last component only: what else stands there is a path on someone's disk
+                    end = (name or "").replace("\\", "/").rpartition("/")[2]
+                    yield f"{below}/{next(row)}" + (f"/{end}" if end.strip(".") else "")
     except (OSError, ValueError) as error:
         raise FerError(f"{table} is a damaged Parquet file ({error}); write it again") from None
-    # the last component only: what else stands there is a path on someone's disk
-    ends = [(name or "").replace("\\", "/").rpartition("/")[2] for name in own]
-    return [f"{below}/{row}" + (f"/{end}" if end.strip(".") else "") for row, end in enumerate(ends)]
 
 
-def _row_groups(table: Path, image: str, first: int) -> Iterator[RowGroup]:
-    """Those of a table whose first row is the `first`."""
+def _row_groups(table: Path, image: str) -> Iterator[RowGroup]:
+    """Those of a table, in order."""
+    first = 0
     with untrusted.parquet_file(table) as file:
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    for number, size in enumerate(sizes):
-        yield RowGroup(first, table, image, number)
-        first += size
+        for number in range(file.num_row_groups):
+            rows = file.metadata.row_group(number).num_rows
+            yield RowGroup(first, rows, table, image, number)
+            first += rows
 
 
-def _class_names(table: Path, column: str, labels: pd.Series) -> pd.Series:
+def _class_names(table: Path, column: str, labels: Words) -> Words:
     """Numbers by the names of the schema's ClassLabel, if it has one; -1 is its word for none."""
     try:
         features = untrusted.parse_json((parquet_schema(table).metadata or {})[b"huggingface"])["info"]["features"]
@@ -177,12 +198,12 @@ def _class_names(table: Path, column: str, labels: pd.Series) -> pd.Series:
     except (KeyError, TypeError, ValueError):
         return labels
     known: dict[str, str | None] = {str(number): name for number, name in enumerate(names)} | {"-1": None}
-    bad = labels.notna() & ~labels.isin(list(known))
+    bad = ~within(labels, [*known, None])
     if bad.any():
         raise FerError(
             f"{table}: {plural(bad.sum(), 'label')} outside its {len(names)} class names (first {labels[bad.argmax()]})"
         )
-    return labels.map(known)
+    return changed(labels, known.get)
 
 
 def _split(part: str) -> str | None:

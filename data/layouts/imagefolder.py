@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from efficientface import FerError
 from efficientface.data.layouts.files import entries, images_below, listed, located
 from efficientface.data.layouts.listing import SPLITS, Asked, Listing
 from efficientface.data.layouts.tables import (
     TABLE_SUFFIXES,
+    Texts,
     check_columns,
     checked_paths,
     columns_of,
@@ -17,6 +16,7 @@ from efficientface.data.layouts.tables import (
     named,
     read_columns,
 )
+from efficientface.data.words import filled, gathered, joined, repeated
 
 
 def is_imagefolder(path: Path) -> bool:
@@ -44,9 +44,8 @@ def read_imagefolder(path: Path, asked: Asked) -> Listing:
     if not metadata:
         tables = listed([f"metadata.{suffix}" for suffix in TABLE_SUFFIXES])
         raise FerError(f"{path} has no {tables} in a folder train, validation or test; see docs/datasets.md")
-    listing = Listing(path, path, [], [], [])
-    parts: list[pd.DataFrame] = []
-    splits: list[str] = []
+    listing = Listing(path, path)
+    parts: list[Texts] = []
     for folder, table in metadata.items():
         header = header_of(table)
         columns = columns_of(header, asked.wanted)
@@ -58,13 +57,14 @@ def read_imagefolder(path: Path, asked: Asked) -> Listing:
         files = checked_paths(table, texts[columns["path"][0]])
         found = images_below(path / folder, None)
         files, notes = located(table, path / folder, files, found)
-        listing.files += [f"{folder}/{file}" for file in files]
+        split = SPLITS[folder.casefold()]
+        own = gathered(f"{folder}/{file}" for file in files)
+        listing.add(own, repeated(None, len(own)), repeated(split, len(own)))
         listing.notes += notes + found.notes(path / folder)
-        splits += [SPLITS[folder.casefold()]] * len(files)
         parts.append(texts)
-    if not listing.files:
+    if not len(listing.files):
         raise FerError(f"{path}: its tables have no rows; they need one an image")
-    listing.labels = [None] * len(listing.files)
-    describe(listing, pd.concat(parts, ignore_index=True), columns, asked)
-    listing.splits = [own or folder for own, folder in zip(listing.splits, splits, strict=True)]
+    by_folder = listing.splits
+    describe(listing, {name: joined(part[name] for part in parts) for name in parts[0]}, columns, asked)
+    listing.splits = filled(listing.splits, by_folder)
     return listing

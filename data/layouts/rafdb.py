@@ -11,6 +11,7 @@ from efficientface.data.layouts.files import images_below, located, plural
 from efficientface.data.layouts.listing import SPLITS, Asked, Listing
 from efficientface.data.layouts.published import RAF_DB_BASIC, RAF_DB_COMPOUND, Published
 from efficientface.data.layouts.tables import checked_paths
+from efficientface.data.words import Words, decoded, gathered
 
 LIST = "EmoLabel/list_patition_label.txt"  # sic
 BOXES = "Annotation/boundingbox"
@@ -83,18 +84,19 @@ def _read(path: Path, part: str, order: tuple[str | None, ...], published: Publi
     folder = home / IMAGES[kind]
     if not folder.is_dir():
         raise FerError(f"{home} has no {IMAGES[kind]}; unpack {IMAGES[kind]}.zip there")
-    names = checked_paths(home / LIST, rows["name"])
+    names = checked_paths(home / LIST, Words(rows["name"]))
     if kind == "aligned":
-        names = [name.removesuffix(".jpg") + "_aligned.jpg" for name in names]
+        names = gathered(name.removesuffix(".jpg") + "_aligned.jpg" for name in names)
     below = (folder.relative_to(path)).as_posix()
-    files, notes = located(home / LIST, path, [f"{below}/{name}" for name in names], images_below(path, start=below))
+    paths = gathered(f"{below}/{name}" for name in names)
+    files, notes = located(home / LIST, path, paths, images_below(path, start=below))
     what = "photographs" if kind == "original" else "faces that RAF-DB's authors aligned"
     listing = Listing(
         path,
         home / LIST,
         files,
-        [order[int(place)] for place in number],
-        [SPLITS.get(name.partition("_")[0]) for name in names],
+        decoded(number.to_numpy(int), order),
+        gathered(SPLITS.get(name.partition("_")[0]) for name in names),
         notes=[f"Taken from {folder}: the {what}.", *notes],
         published=published,
     )

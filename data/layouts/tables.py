@@ -2,22 +2,30 @@
 
 import csv
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from efficientface import FerError, untrusted
+from efficientface.data.columns import ROWS, computed
 from efficientface.data.labels import Wanted, class_of, expression, no_expression, plain
 from efficientface.data.layouts.files import entries, images, images_below, listed, located, plural, suffix
 from efficientface.data.layouts.listing import SPLITS, Asked, Listing
+from efficientface.data.words import Column, GrowingWords, Words, all_differ, changed, decoded, gathered, repeated
+
+Texts: TypeAlias = dict[str, Words]  # columns of a table by their names, each (N,)
 
 TABLE_SUFFIXES = ("csv", "tsv", "parquet", "jsonl")
 PATH_COLUMNS = ("path", "file", "file_name", "image")
 LABEL_COLUMNS = ("label", "emotion", "expression")
+A_LINE = 1 << 20  # bytes of a header, or of an object of JSON, at most
 
 
 def is_table(path: Path) -> bool:
@@ -51,30 +59,33 @@ def read_table(path: Path, asked: Asked) -> Listing:
     columns = columns_of(header, asked.wanted)
     check_columns(table, header, columns)
     texts = read_columns(table, header, named(columns))
-    if not len(texts):
+    paths = texts[columns["path"][0]]
+    if not len(paths):
         raise FerError(f"{table} has no rows; it needs one an image")
 
-    files = checked_paths(table, texts[columns["path"][0]])
+    files = checked_paths(table, paths)
     tops = None if path.is_dir() else {"images", *(file.split("/")[0] for file in files)}
     found = images_below(table.parent, tops)
     files, notes = located(table, table.parent, files, found)
 
-    listing = Listing(table.parent, table, files, [None] * len(files), [None] * len(files))
-    listing.notes = notes + found.notes(path)
+    unknown = repeated(None, len(files))
+    listing = Listing(table.parent, table, files, unknown, unknown, notes=notes + found.notes(path))
     describe(listing, texts, columns, asked)
     return listing
 
 
-def describe(listing: Listing, texts: pd.DataFrame, columns: dict[str, list[str]], asked: Asked) -> None:
+def describe(listing: Listing, texts: Texts, columns: dict[str, list[str]], asked: Asked) -> None:
     """Fill in labels, splits, groups and votes from columns of text, one row an image, whose roles `columns` tells."""
     one = {role: names[0] for role, names in columns.items() if names and role != "votes"}
-    listing.splits = split_names(texts_of(texts, one.get("split")))
-    listing.groups = texts_of(texts, one["group"]) if "group" in one else None
+    if "split" in one:
+        listing.splits = changed(stripped(texts[one["split"]]), lambda name: SPLITS.get(name.casefold(), name))
+    if "group" in one:
+        listing.groups = stripped(texts[one["group"]])
     if columns["votes"]:
         listing.vote_names = tuple(columns["votes"])
-        listing.votes = vote_counts(listing.where, listing.files, texts[columns["votes"]])
+        listing.votes = vote_counts(listing.where, listing.files, {name: texts[name] for name in columns["votes"]})
     if "label" in one:
-        listing.labels = texts_of(texts, one["label"])
+        listing.labels = stripped(texts[one["label"]])
     elif listing.votes is not None:
         listing.labels = _labels_from_votes(listing.votes, listing.vote_names, asked.label_rule)
         rule = {"majority": "has more than half of the votes", "votes": "has the most votes"}[asked.label_rule]
@@ -160,7 +171,7 @@ def header_of(table: Path, separator: str | None = None) -> list[str]:
 def _first_line(table: Path) -> str:
     try:
         with untrusted.open_file(table) as file:
-            line = file.readline(1 << 20)
+            line = file.readline(A_LINE)
     except ValueError as error:
         raise FerError(f"{table} is {error}; give a table") from None
     try:
@@ -177,11 +188,10 @@ def _separator(header: str) -> str:
     return max(",;\t", key=header.count)
 
 
-def read_columns(table: Path, header: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
+def read_columns(table: Path, header: Sequence[str], names: Sequence[str]) -> Texts:
     """The named columns as text; None where a Parquet table has a null, or a line of JSON does not say."""
     if suffix(table.name) == "jsonl":
-        rows = _read_lines(table)
-        return pd.DataFrame({name: [row.get(name) for row in rows] for name in names}, dtype=object)
+        return _columns(names, _line_batches(table, names))
     if suffix(table.name) != "parquet":
         return read_csv(table, header, names, _separator(_first_line(table)), skip_rows=1)
     schema = parquet_schema(table)
@@ -190,36 +200,54 @@ def read_columns(table: Path, header: Sequence[str], names: Sequence[str]) -> pd
         if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             raise FerError(f"{table}: column {name} holds {kind}; text or numbers are needed, and paths for images")
     try:
-        content = untrusted.read_parquet(table, names)
-        return pd.DataFrame({name: content.column(name).cast(pa.string()).to_numpy() for name in names}, dtype=object)
+        return _columns(names, untrusted.parquet_batches(table, names))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise FerError(f"{table} is a damaged Parquet file ({reason}); write it again") from None
 
 
-def _read_lines(table: Path) -> list[dict[str, str | None]]:
+def _columns(names: Sequence[str], batches: Iterable[Mapping[str, Column] | pa.RecordBatch]) -> Texts:
+    """Put together from batches of rows."""
+    columns = {name: GrowingWords() for name in names}
+    for batch in batches:
+        for name, column in columns.items():
+            column.append(batch[name])
+    return {name: column.whole() for name, column in columns.items()}
+
+
+def _line_batches(table: Path, names: Sequence[str]) -> Iterator[dict[str, list[str | None]]]:
+    rows = _read_lines(table)
+    while part := list(islice(rows, ROWS // 8)):
+        yield {name: [row.get(name) for row in part] for name in names}
+
+
+def _read_lines(table: Path) -> Iterator[dict[str, str | None]]:
     """The objects of a file of JSON lines, their values as text."""
     try:
-        text = untrusted.read_bytes(table).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise FerError(f"{table} is not UTF-8 text; write it again in UTF-8") from None
+        file = untrusted.open_file(table)
     except ValueError as error:
         raise FerError(f"{table} is {error}; give a table") from None
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = untrusted.parse_json(line)
-            if not isinstance(row, dict):
-                raise ValueError("no object")
-            nested = next((name for name, value in row.items() if isinstance(value, dict | list)), None)
-            if nested is not None:
-                raise ValueError(f"column {nested} holds more than a text or a number")
-        except ValueError as error:
-            raise FerError(f"{table} has no row in line {number} ({error}); write an object of JSON an image") from None
-        rows.append({name: None if value is None else str(value) for name, value in row.items()})
-    return rows
+    with file:
+        for number, line in enumerate(iter(lambda: file.readline(A_LINE), b""), start=1):
+            try:
+                if len(line) == A_LINE:
+                    raise ValueError(f"longer than {A_LINE:,} bytes")
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not text.strip():
+                    continue
+                row = untrusted.parse_json(text)
+                if not isinstance(row, dict):
+                    raise ValueError("no object")
+                nested = next((name for name, value in row.items() if isinstance(value, dict | list)), None)
+                if nested is not None:
+                    raise ValueError(f"column {nested} holds more than a text or a number")
+            except UnicodeDecodeError:
+                raise FerError(f"{table} is not UTF-8 text; write it again in UTF-8") from None
+            except ValueError as error:
+                raise FerError(
+                    f"{table} has no row in line {number} ({error}); write an object of JSON an image"
+                ) from None
+            yield {name: None if value is None else str(value) for name, value in row.items()}
 
 
 def parquet_schema(table: Path) -> pa.Schema:
@@ -230,10 +258,10 @@ def parquet_schema(table: Path) -> pa.Schema:
         raise FerError(f"{table} is no Parquet file, or a damaged one; write it again") from None
 
 
-def read_csv(table: Path, header: Sequence[str], names: Sequence[str], separator: str, skip_rows: int) -> pd.DataFrame:
+def read_csv(table: Path, header: Sequence[str], names: Sequence[str], separator: str, skip_rows: int) -> Texts:
     """The named columns as text. pyarrow reads it, for it refuses the ragged rows that pandas fills up."""
     try:
-        content = pyarrow.csv.read_csv(
+        batches = pyarrow.csv.open_csv(
             table,
             read_options=pyarrow.csv.ReadOptions(column_names=list(header), skip_rows=skip_rows),
             parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
@@ -241,67 +269,70 @@ def read_csv(table: Path, header: Sequence[str], names: Sequence[str], separator
                 include_columns=list(names), column_types=dict.fromkeys(header, pa.string())
             ),
         )
+        return _columns(names, batches)
     except (pa.ArrowException, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0].removeprefix("CSV parse error: ")
         raise FerError(f"{table} is not a well-formed table: {reason}") from None
-    return pd.DataFrame({name: content.column(name).to_numpy() for name in names}, dtype=object)
 
 
-def texts_of(texts: pd.DataFrame, column: str | None) -> list[str | None]:
-    """A column without surrounding space, None for what is empty or NaN; only None without a column."""
-    if column is None:
-        return [None] * len(texts)
-    codes, spelt = pd.factorize(texts[column])
-    known = [None if plain(text) in ("", "nan") else text.strip() for text in spelt]
-    return np.array([*known, None], dtype=object)[codes].tolist()  # a null's code is -1
+def stripped(words: Words) -> Words:
+    """Without surrounding space, None for what is empty or NaN."""
+    return changed(words, lambda text: None if plain(text) in ("", "nan") else text.strip())
 
 
-def split_names(names: Sequence[str | None]) -> list[str | None]:
-    return [None if name is None else SPLITS.get(name.casefold(), name) for name in names]
-
-
-def checked_paths(table: Path, paths: pd.Series) -> list[str]:
+def checked_paths(table: Path, paths: Words) -> Words:
     """Paths relative to the table, without `./`; FerError for missing ones, for those that lead out, and twins."""
-    empty = paths.isna() | (paths == "")
+    empty = paths.missing() | (paths == "")
     if empty.any():
         raise FerError(
             f"{table}: {plural(empty.sum(), 'row')} without a path (first row {empty.argmax() + 1}); fill or delete"
         )
-    leading_out = paths.str.contains(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
+    climbs = r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)"
+    leading_out = pc.match_substring_regex(paths.arrow, climbs).to_numpy(zero_copy_only=False)
     if leading_out.any():
         first = paths[leading_out.argmax()]
         raise FerError(
             f"{table}: {plural(leading_out.sum(), 'path')} may lead out of its folder (first {first}); "
             "give paths below it, without `..`"
         )
-    paths = pd.Series([posixpath.normpath(path) for path in paths], dtype=object)
-    twins = paths.duplicated()
-    if twins.any():
+    paths = gathered(map(posixpath.normpath, paths))
+    if not all_differ(paths):
+        twins = pd.Series(paths.tolist(), dtype=object).duplicated()
         first = paths[twins.argmax()]
         raise FerError(f"{table} names {images(twins.sum())} again (first {first}); keep one row an image")
-    return list(paths)
+    return paths
 
 
-def vote_counts(table: Path, files: Sequence[str], texts: pd.DataFrame) -> np.ndarray:
+def numbers(texts: Texts, rows: slice = slice(None)) -> np.ndarray:
+    """(N, K) float64 in the rows of K columns, NaN for what is no number."""
+    columns = [pd.to_numeric(np.asarray(column[rows]), errors="coerce") for column in texts.values()]
+    return np.stack(columns, axis=1).astype(float)
+
+
+def vote_counts(table: Path, files: Words, texts: Texts) -> np.ndarray:
     """Votes (N, K) as float32; FerError for anything but finite numbers of 0 or more."""
-    votes = np.stack([pd.to_numeric(texts[name], errors="coerce") for name in texts], axis=1).astype(np.float32)
-    bad = ~(np.isfinite(votes) & (votes >= 0))
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
+    votes = computed(len(files), lambda rows: numbers(texts, rows).astype(np.float32))
+    sound = computed(len(files), lambda rows: (np.isfinite(votes[rows]) & (votes[rows] >= 0)).all(axis=1))
+    if not sound.all():
+        row = int(sound.argmin())
+        name = list(texts)[int((np.isfinite(votes[row]) & (votes[row] >= 0)).argmin())]
         raise FerError(
-            f"{table}: {plural(bad.any(axis=1).sum(), 'row')} with votes that are no numbers of 0 or more "
-            f"(first {files[row]}: {texts.columns[column]} {texts.iat[row, column]!r}); correct them"
+            f"{table}: {plural((~sound).sum(), 'row')} with votes that are no numbers of 0 or more "
+            f"(first {files[row]}: {name} {texts[name][row]!r}); correct them"
         )
     return votes
 
 
-def _labels_from_votes(votes: np.ndarray, names: Sequence[str], rule: str) -> list[str | None]:
+def _labels_from_votes(votes: np.ndarray, names: Sequence[str], rule: str) -> Words:
     """Label by votes (N, K), as `read_source` explains; no label on a draw or where no expression comes first."""
+    return decoded(computed(len(votes), lambda rows: _first_by_votes(votes[rows], rule)), names)
+
+
+def _first_by_votes(votes: np.ndarray, rule: str) -> np.ndarray:
+    """(N,) int64: which of K columns gives the label, -1 for none."""
     largest = votes.max(axis=1)
     if rule == "majority":
         clear = largest > 0.5 * votes.sum(axis=1)
     else:
         clear = (largest > 0) & ((votes == largest[:, None]).sum(axis=1) == 1)
-    labels = np.array(names, dtype=object)[votes.argmax(axis=1)]
-    labels[~clear] = None
-    return labels.tolist()
+    return np.where(clear, votes.argmax(axis=1), -1)
