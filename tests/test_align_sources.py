@@ -1,6 +1,7 @@
 """`fer align` with several sources, with faces that are aligned already, and with photographs in two splits."""
 
 import json
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -14,14 +15,15 @@ from small_sources import write
 
 from efficientface import FerError
 from efficientface.cli import cli
-from efficientface.data import duplicates
+from efficientface.data import columns, duplicates, words
 from efficientface.data.drawn import draw_face, mixture
 from efficientface.data.duplicates import NEAR, Photographs, between_splits, dhash
 from efficientface.data.faces import decode_face
-from efficientface.pipeline import align
+from efficientface.data.layouts import tables
+from efficientface.pipeline import align, photographs
 from efficientface.pipeline.artifact import data_files, read_manifest, write_manifest
 from efficientface.pipeline.config import AlignConfig
-from efficientface.pipeline.photographs import named_sources
+from efficientface.pipeline.photographs import digests_of, named_sources, read_inputs
 from efficientface.pipeline.verify_run import verify
 
 RNG = np.random.default_rng(0)
@@ -86,6 +88,40 @@ def test_sources_are_joined_by_the_names_of_their_classes(raf, voted, tmp_path):
     assert summary["splits"] == {"test": 3, "train": 5, "val": 2}
     assert any(note.startswith("raf-db: Read ") for note in summary["notes"])
     assert any(note.startswith("mine: There is no test split.") for note in summary["notes"])
+
+
+def test_the_listing_is_the_same_in_small_parts_and_mapped(raf, voted, monkeypatch):
+    sources = {"raf-db": raf, "mine": voted, "boxed": raf}
+    whole = read_inputs(sources, AS_GIVEN)
+    monkeypatch.setattr(columns, "HELD", 0)
+    for module in (columns, words, tables):
+        monkeypatch.setattr(module, "ROWS", 3)
+    monkeypatch.setattr(photographs, "AT_ONCE", 4)
+    parts = read_inputs(sources, AS_GIVEN)
+    assert list(parts.photos) == list(whole.photos) == [whole.photos[k] for k in range(-16, 0)]
+    assert parts.photos[5:11] == list(whole.photos)[5:11]
+    assert list(parts.photos.at(range(5, 11))) == parts.photos[5:11]
+    assert digests_of(parts) == digests_of(whole)
+    assert parts.notes == whole.notes
+
+
+def test_a_listing_does_not_grow_in_memory(tmp_path, monkeypatch):
+    """Of votes, people and names Python and numpy hold a part at a time; what is left is numbers, for a moment."""
+    monkeypatch.setattr(columns, "HELD", 0)
+    for module in (columns, words, tables):
+        monkeypatch.setattr(module, "ROWS", 1000)
+    monkeypatch.setattr(photographs, "AT_ONCE", 500)
+    peaks = []
+    for count in (2000, 5000, 20_000):
+        table = {"image": [{"bytes": b"x", "path": f"{k:020d}.png"} for k in range(count)]}
+        table |= {name: [k % 7 for k in range(count)] for name in ("happy", "sad", "fear", "unknown")}
+        table |= {"group": [f"person {k // 3}" for k in range(count)], "split": ["train", "val"] * (count // 2)}
+        pq.write_table(pa.table(table), tmp_path / "t.parquet", row_group_size=1000)
+        tracemalloc.start()
+        digests_of(read_inputs({"": tmp_path}, AS_GIVEN))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] - peaks[1] < 100 * 15_000, "the first has imported what is needed"
 
 
 def test_joined_sources_are_not_aligned_twice_and_others_are_refused(raf, voted, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import resource
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,23 @@ import pytest
 
 from efficientface.data import columns
 from efficientface.data.columns import Growing, kept, taken
-from efficientface.data.words import GrowingWords, Index, Words, counted, differ, in_order
+from efficientface.data.words import (
+    GrowingWords,
+    Index,
+    Words,
+    ascending,
+    changed,
+    coded,
+    counted,
+    decoded,
+    differ,
+    filled,
+    gathered,
+    in_order,
+    joined,
+    repeated,
+    within,
+)
 
 TEXT = np.array(["ü/1.jpg", None, "", "b", "b", "a#1", None, "ü/1.jpg"], object)
 
@@ -86,6 +103,34 @@ def test_words_are_compared_as_objects_are(way):
     index = Index(words)
     assert index.places(TEXT).tolist() == [0, 1, 2, 3, 3, 5, 1, 0]
     assert index.places(["c", "b", None]).tolist() == [-1, 3, 1]
+
+
+@pytest.mark.parametrize("text", [TEXT, np.array(["b\udcff", None, "ü\udc80", "\ue000", "𝄞", "a", "b\udcff"], object)])
+def test_words_are_made_of_words_as_lists_are(text, way):
+    """Among them names of files that are not UTF-8, as Python has them."""
+    words, names = gathered(iter(text)), [word for word in text if word is not None]
+    assert words.tolist() == list(words) == list(np.asarray(words)) == text.tolist()
+    assert [words[k] for k in range(len(text))] == text.tolist()
+    for name in names:
+        assert (words == name).tolist() == [word == name for word in text]
+    assert joined([words, [], text[2:]]).tolist() == [*text, *text[2:]]
+    assert changed(words, lambda word: None if word == "b" else word + "!").tolist() == [
+        None if word in (None, "b") else word + "!" for word in text
+    ]
+    codes, known = coded(words)
+    assert known == list(dict.fromkeys(names))
+    assert [known[code] if code >= 0 else None for code in codes] == text.tolist()
+    assert decoded(codes, known).tolist() == text.tolist()
+    assert filled(words, gathered(reversed(text))).tolist() == [
+        other if word is None else word for word, other in zip(text, text[::-1], strict=True)
+    ]
+    assert within(words, [names[0], None]).tolist() == [word in (names[0], None) for word in text]
+    assert counted(words) == Counter(text)
+    assert Index(names).places(text).tolist() == [names.index(word) if word in names else -1 for word in text]
+    there = gathered(names)
+    assert there[ascending(there)].tolist() == sorted(names)
+    assert repeated("ü", 7).tolist() == ["ü"] * 7
+    assert repeated(None, 2).missing().all()
 
 
 def test_words_go_to_arrow_as_text(way):

@@ -516,6 +516,10 @@ def test_pictures_inside_parquet(tmp_path):
         assert np.array_equal(decode_photo(source.photos.read(file)), png(k)[0])
     with pytest.raises(Unreadable, match="no bytes in the table"):
         source.photos.read(column(source, "file")[5])
+    for name in (f"{train}/5", f"{train}/-1", f"{train}/²", train, "0", f"other/{train}/0/a.png", f"{train}/0/a/b"):
+        assert source.photos.mark(name) is None
+        with pytest.raises(Unreadable, match="does not exist"):
+            source.photos.read(name)
 
 
 def test_pictures_inside_one_parquet_file_with_names_splits_and_votes(tmp_path):
@@ -605,6 +609,7 @@ def test_metadata_beside_the_images_of_each_split(tmp_path):
     [
         ("[1]", "no object"),
         ('{"path": {"a": 1}}', "column path holds more than a text or a number"),
+        ('{"path": "' + "a" * 2**20 + '"}', "longer than 1,048,576 bytes"),
         ('{"path": "a.jpg"', "Expecting ',' delimiter: line 1 column 17 (char 16)"),
     ],
 )
