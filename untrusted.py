@@ -134,6 +134,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> "pa.Table"
 def parquet_batches(path: Path, columns: Sequence[str], rows: int = 1 << 16) -> Iterator["pa.RecordBatch"]:
     """The same table, at most so many rows at a time."""
     with parquet_file(path) as file:
+        if missing := [name for name in columns if name not in file.schema_arrow.names]:
+            raise ValueError(f"no column {missing[0]}")
         for batch in file.iter_batches(rows, columns=list(columns)):
             batch.validate(full=True)
             yield batch

@@ -5,7 +5,7 @@ and their fingerprints, 8 bytes a word, tell nearly as much.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -144,6 +144,15 @@ def gathered(words: Iterable[str | None]) -> Words:
     while part := list(islice(left, ROWS)):
         found.append(part)
     return found.whole()
+
+
+def of_batches(names: Sequence[str], batches: Iterable[Mapping[str, Column] | pa.RecordBatch]) -> dict[str, Words]:
+    """The named columns of a table, put together from its rows."""
+    columns = {name: GrowingWords() for name in names}
+    for batch in batches:
+        for name, column in columns.items():
+            column.append(batch[name])
+    return {name: column.whole() for name, column in columns.items()}
 
 
 def repeated(word: str | None, count: int) -> Words:

@@ -28,7 +28,7 @@ from efficientface.data.batches import canonical
 from efficientface.data.columns import ROWS
 from efficientface.data.faces import Faces, read_faces
 from efficientface.data.views import draw_views
-from efficientface.data.words import Index, Words, places
+from efficientface.data.words import Index, Words, of_batches, places
 from efficientface.models.inference import for_inference
 from efficientface.pipeline.artifact import (
     MANIFEST,
@@ -500,7 +500,7 @@ def is_whole(shard: Path) -> bool:
 def pictures_of(teacher: Path) -> Words:
     """(N,) text, the hashes of the pictures that a teacher says it was trained on."""
     try:
-        return Words(untrusted.read_parquet(teacher / TRAINED_ON, ["image_hash"])["image_hash"])
+        return of_batches(["image_hash"], untrusted.parquet_batches(teacher / TRAINED_ON, ["image_hash"]))["image_hash"]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise FerError(f"{teacher / TRAINED_ON} cannot be read ({error}); restore it") from error
 

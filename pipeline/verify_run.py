@@ -19,7 +19,7 @@ from efficientface.cache.distributions import NO_TEACHER, SEEN, UNSEEN, Distribu
 from efficientface.data.faces import STATUSES, classes_of, hash_image, read_table, schema
 from efficientface.data.layouts.files import is_inside
 from efficientface.data.photos import PhotoFiles, Photos, Unreadable
-from efficientface.data.words import GrowingWords, Words, all_differ, counted, differ, places
+from efficientface.data.words import GrowingWords, Words, all_differ, counted, differ, of_batches, places
 from efficientface.pipeline.artifact import (
     MANIFEST,
     MODELS,
@@ -338,8 +338,9 @@ def _trained_on(folder: Path, faces: Known) -> tuple[list[str], str]:
 def trained_pictures(folder: Path) -> tuple[Words, Words] | None:
     """Ids and image hashes, (N,) text each, that a teacher says it was trained on; None if it does not."""
     try:
-        table = untrusted.read_parquet(folder / TRAINED_ON, ["face_id", "image_hash"])
-        return Words(table["face_id"]), Words(table["image_hash"])
+        names = ("face_id", "image_hash")
+        ids, hashes = of_batches(names, untrusted.parquet_batches(folder / TRAINED_ON, names)).values()
+        return ids, hashes
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return None
 

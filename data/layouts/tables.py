@@ -2,7 +2,7 @@
 
 import csv
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
@@ -18,7 +18,7 @@ from efficientface.data.columns import ROWS, computed
 from efficientface.data.labels import Wanted, class_of, expression, no_expression, plain
 from efficientface.data.layouts.files import entries, images, images_below, listed, located, plural, suffix
 from efficientface.data.layouts.listing import SPLITS, Asked, Listing
-from efficientface.data.words import Column, GrowingWords, Words, all_differ, changed, decoded, gathered, repeated
+from efficientface.data.words import Words, all_differ, changed, decoded, gathered, of_batches, repeated
 
 Texts: TypeAlias = dict[str, Words]  # columns of a table by their names, each (N,)
 
@@ -191,7 +191,7 @@ def _separator(header: str) -> str:
 def read_columns(table: Path, header: Sequence[str], names: Sequence[str]) -> Texts:
     """The named columns as text; None where a Parquet table has a null, or a line of JSON does not say."""
     if suffix(table.name) == "jsonl":
-        return _columns(names, _line_batches(table, names))
+        return of_batches(names, _line_batches(table, names))
     if suffix(table.name) != "parquet":
         return read_csv(table, header, names, _separator(_first_line(table)), skip_rows=1)
     schema = parquet_schema(table)
@@ -200,19 +200,10 @@ def read_columns(table: Path, header: Sequence[str], names: Sequence[str]) -> Te
         if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             raise FerError(f"{table}: column {name} holds {kind}; text or numbers are needed, and paths for images")
     try:
-        return _columns(names, untrusted.parquet_batches(table, names))
+        return of_batches(names, untrusted.parquet_batches(table, names))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise FerError(f"{table} is a damaged Parquet file ({reason}); write it again") from None
-
-
-def _columns(names: Sequence[str], batches: Iterable[Mapping[str, Column] | pa.RecordBatch]) -> Texts:
-    """Put together from batches of rows."""
-    columns = {name: GrowingWords() for name in names}
-    for batch in batches:
-        for name, column in columns.items():
-            column.append(batch[name])
-    return {name: column.whole() for name, column in columns.items()}
 
 
 def _line_batches(table: Path, names: Sequence[str]) -> Iterator[dict[str, list[str | None]]]:
@@ -269,7 +260,7 @@ def read_csv(table: Path, header: Sequence[str], names: Sequence[str], separator
                 include_columns=list(names), column_types=dict.fromkeys(header, pa.string())
             ),
         )
-        return _columns(names, batches)
+        return of_batches(names, batches)
     except (pa.ArrowException, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0].removeprefix("CSV parse error: ")
         raise FerError(f"{table} is not a well-formed table: {reason}") from None
