@@ -392,7 +392,8 @@ def test_damaged_tables_are_refused(tmp_path):
     assert refusal(table) == f"{table} is not a well-formed table: Row #3: Expected 2 columns, got 1: 2.jpg"
     table.write_bytes("file,label\n1.jpg,été\n".encode("latin-1"))
     assert refusal(table) == (
-        f"{table} is not a well-formed table: In CSV column #1: Row #2: CSV conversion error to string: invalid UTF8 data"
+        f"{table} is not a well-formed table: In CSV column #1: Row #2: "
+        "CSV conversion error to string: invalid UTF8 data"
     )
     parquet = write(tmp_path / "t.parquet", "not parquet")
     assert refusal(parquet) == f"{parquet} is no Parquet file, or a damaged one; write it again"
