@@ -254,7 +254,8 @@ def read_csv(table: Path, header: Sequence[str], names: Sequence[str], separator
     try:
         batches = pyarrow.csv.open_csv(
             table,
-            read_options=pyarrow.csv.ReadOptions(column_names=list(header), skip_rows=skip_rows),
+            # several threads lose count of the rows, which errors are to tell
+            read_options=pyarrow.csv.ReadOptions(column_names=list(header), skip_rows=skip_rows, use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=list(names), column_types=dict.fromkeys(header, pa.string())
