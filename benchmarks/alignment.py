@@ -11,7 +11,7 @@ writes nothing. `allocator mended` is the rival with glibc told to keep freed me
 From as many photographs on as make `fer align` use processes, ours by threads is there, too.
 They take turns, each in a process of its own, as ours with one worker does; a ratio's interval is the lowest and the
 highest of its pairs. All have been run once before, so that importing, drawing and making sessions is not counted;
-what is counted is the start of our worker processes, in every turn.
+what is counted is the start of our worker processes, in every turn: 2 ms a photograph of 1,000, 1 ms of 2,000.
 """
 
 import argparse
@@ -108,9 +108,9 @@ def networks(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; without it they are drawn")
-    parser.add_argument("--count", type=int, default=align.MANY)
+    parser.add_argument("--count", type=int, default=2 * align.MANY)
     parser.add_argument("--side", type=int, default=350, help="pixels of a drawn photograph")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
     parser.add_argument("--network", action="store_true", help="the network alone, one thread")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # these are the rivals'
