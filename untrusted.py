@@ -131,13 +131,22 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> "pa.Table"
         return table
 
 
-def parquet_batches(path: Path, columns: Sequence[str], rows: int = 1 << 16) -> Iterator["pa.RecordBatch"]:
-    """The same table, at most so many rows at a time."""
+def parquet_batches(path: Path, columns: Sequence[str], rows: int = 1 << 12) -> Iterator["pa.RecordBatch"]:
+    """The same table, at most so many rows at a time; no more of it than BYTES_A_BYTE allows."""
+    import pyarrow as pa
+
     with parquet_file(path) as file:
         if missing := [name for name in columns if name not in file.schema_arrow.names]:
             raise ValueError(f"no column {missing[0]}")
+        unfolded, most = 0, max(SMALL, BYTES_A_BYTE * path.stat().st_size)
         for batch in file.iter_batches(rows, columns=list(columns)):
             batch.validate(full=True)
+            # a word that a dictionary holds once counts, as it takes room, in every row
+            known = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in batch]
+            batch = pa.RecordBatch.from_arrays(known, batch.schema.names)
+            unfolded += batch.nbytes
+            if unfolded > most:
+                raise ValueError(f"it unfolds to more than {most:,} bytes, which its size does not justify")
             yield batch
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from small_sources import column, put, refusal, write
 
 from efficientface import FerError
 from efficientface.data.labels import AFFECTNET, CLASS_SETS, COMPOUND
-from efficientface.data.layouts import LAYOUTS
+from efficientface.data.layouts import LAYOUTS, huggingface
 from efficientface.data.layouts.ferplus import FERPLUS_COLUMNS
 from efficientface.data.layouts.published import AFFECTNET as AFFECTNET_COUNTS
 from efficientface.data.layouts.published import FER_2013, PUBLISHED, RAF_DB_BASIC
@@ -71,6 +72,14 @@ def test_raf_db_from_inside_and_with_the_authors_aligned_faces(raf):
 def test_raf_db_without_photographs_takes_the_aligned_faces(raf):
     (raf / "basic/Image/original").rename(raf / "elsewhere")
     assert column(read_source(raf), "file")[-1] == "basic/Image/aligned/test_0007_aligned.jpg"
+
+
+def test_a_face_that_raf_dbs_list_names_twice_is_counted_once(raf):
+    """With `.jpg` and without, which come to one aligned face."""
+    listed = raf / "basic/EmoLabel/list_patition_label.txt"
+    listed.write_text(listed.read_text().rstrip() + "\ntrain_00001 5\n")
+    shutil.rmtree(raf / "basic/Image/original")
+    assert not [note for note in read_source(raf).notes if note.startswith("Left out")]
 
 
 def test_raf_dbs_boxes_are_about_its_photographs_alone(raf):
@@ -520,6 +529,36 @@ def test_pictures_inside_parquet(tmp_path):
         assert source.photos.mark(name) is None
         with pytest.raises(Unreadable, match="does not exist"):
             source.photos.read(name)
+
+
+@pytest.mark.parametrize("name", ["parquet", ".parquet", "x.PARQUET"])
+def test_pictures_inside_a_file_that_is_called_parquet(name, tmp_path):
+    write_parquet(
+        tmp_path / name, [{"bytes": png(k)[1], "path": "a.png"} for k in range(3)], label=["sad", "fear", "sad"]
+    )
+    source = read_source(tmp_path / name)
+    assert column(source, "file") == [f"{name}/{k}/a.png" for k in range(3)]
+    for k, file in enumerate(column(source, "file")):
+        assert np.array_equal(decode_photo(source.photos.read(file)), png(k)[0])
+
+
+def test_a_table_of_which_columns_differ_in_length_is_refused(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "t.parquet", [{"bytes": png(0)[1]}] * 3, label=["sad", "fear", "sad"])
+    monkeypatch.setattr(huggingface, "_names", lambda *args: iter(["t.parquet/0", "t.parquet/1"]))
+    assert refusal(tmp_path) == (
+        f"{tmp_path / 't.parquet'} is a damaged Parquet file (its columns differ in length); write it again"
+    )
+
+
+def test_a_small_table_that_unfolds_to_gigabytes_is_refused(tmp_path):
+    """A text of 10,000 bytes that a dictionary holds once, in 100,000 rows."""
+    words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(100_000, np.int32)), pa.array(["n" * 10_000]))
+    pq.write_table(pa.table({"path": words, "label": ["sad"] * 100_000}), tmp_path / "t.parquet")
+    assert (tmp_path / "t.parquet").stat().st_size < 10_000
+    assert refusal(tmp_path) == (
+        f"{tmp_path / 't.parquet'} is a damaged Parquet file (it unfolds to more than 67,108,864 bytes, which its size "
+        "does not justify); write it again"
+    )
 
 
 def test_pictures_inside_one_parquet_file_with_names_splits_and_votes(tmp_path):

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from efficientface import FerError
 from efficientface.data.words import Index, Words, ascending, gathered, in_order
 
@@ -76,17 +78,18 @@ def _walk(root: Path, real: str, tops: set[str] | None, start: str, found: Found
 
 
 def located(table: Path, root: Path, names: Words, found: Found, others: bool = True) -> tuple[Words, list[str]]:
-    """The files that a table names, each once, below `images/` if they lie there, and notes. Missing files stay in.
+    """The files that a table names, below `images/` if they lie there, and notes. Missing files stay in.
 
     others: whether a note counts the images found that the table does not name.
     """
     known = Index(found.files)
-    there = known.places(names) >= 0
-    if not there.all():
+    at = known.places(names)
+    if (at < 0).any():
         below = gathered(f"images/{name}" for name in names)
-        there_below = known.places(below) >= 0
-        if there_below.sum() > there.sum():
-            names, there = below, there_below
+        at_below = known.places(below)
+        if (at_below >= 0).sum() > (at >= 0).sum():
+            names, at = below, at_below
+    there = at >= 0
     real = os.path.realpath(root)
     missing, outside = [], []
     for name in names[~there]:  # also pictures in formats that the walk does not know
@@ -107,7 +110,7 @@ def located(table: Path, root: Path, names: Words, found: Found, others: bool = 
     notes = []
     if missing:
         notes.append(f"Missing: {images(len(missing))} that {table} names (first {shown(missing[0])}).")
-    more = len(found.files) - int(there.sum())
+    more = len(found.files) - len(np.unique(at[there]))
     if more and others:
         notes.append(f"Left out: {images(more)} that {table} does not name.")
     return names, notes

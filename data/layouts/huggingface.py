@@ -82,7 +82,7 @@ class ParquetPhotos:
 
     def _place(self, file: str) -> tuple[RowGroup, int] | None:
         """The row group that a name tells, and the row in it."""
-        named = re.fullmatch(r"(.+?\.parquet)/([0-9]{1,18})(/[^/]+)?", file, re.DOTALL | re.IGNORECASE)
+        named = re.fullmatch(r"((?:.*?\.)?parquet)/([0-9]{1,18})(/[^/]+)?", file, re.DOTALL | re.IGNORECASE)
         if named is None or not (groups := self.groups.get(named[1])):
             return None
         row = int(named[2])
@@ -139,16 +139,23 @@ def read_huggingface(path: Path, asked: Asked) -> Listing:
             raise FerError(f"{table} has other columns than {first}; give one data set at a time")
     groups: dict[str, list[RowGroup]] = {}
     texts: list[Texts] = []
+    names: list[Words] = []  # joined once: there may be thousands of tables
+    splits: list[Words] = []
     for table, image in tables.items():
         below = table.relative_to(listing.root)
         files = gathered(_names(table, image, below.as_posix()))
         groups[below.as_posix()] = list(_row_groups(table, image))
         split = next((name for part in reversed(below.parts) if (name := _split(part))), None)
-        listing.add(files, repeated(None, len(files)), repeated(split, len(files)))
+        names.append(files)
+        splits.append(repeated(split, len(files)))
         texts.append(read_columns(table, parquet_schema(table).names, named(columns)))
+        counts = {sum(group.rows for group in groups[below.as_posix()]), *map(len, texts[-1].values())}
+        if counts != {len(files)}:
+            raise FerError(f"{table} is a damaged Parquet file (its columns differ in length); write it again")
         for column in columns["label"]:
             texts[-1][column] = _class_names(table, column, texts[-1][column])
-    by_name = listing.splits
+    by_name = joined(splits)
+    listing.add(joined(names), repeated(None, len(by_name)), by_name)
     describe(listing, {name: joined(part[name] for part in texts) for name in named(columns)}, columns, asked)
     listing.splits = filled(listing.splits, by_name)
     listing.stored = ParquetPhotos(groups)

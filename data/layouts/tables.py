@@ -207,9 +207,9 @@ def read_columns(table: Path, header: Sequence[str], names: Sequence[str]) -> Te
 
 
 def _line_batches(table: Path, names: Sequence[str]) -> Iterator[dict[str, list[str | None]]]:
-    rows = _read_lines(table)
+    rows = ([row.get(name) for name in names] for row in _read_lines(table))  # not all that a line may hold
     while part := list(islice(rows, ROWS // 8)):
-        yield {name: [row.get(name) for row in part] for name in names}
+        yield {name: [row[k] for row in part] for k, name in enumerate(names)}
 
 
 def _read_lines(table: Path) -> Iterator[dict[str, str | None]]:
@@ -252,7 +252,7 @@ def parquet_schema(table: Path) -> pa.Schema:
 def read_csv(table: Path, header: Sequence[str], names: Sequence[str], separator: str, skip_rows: int) -> Texts:
     """The named columns as text. pyarrow reads it, for it refuses the ragged rows that pandas fills up."""
     try:
-        batches = pyarrow.csv.open_csv(
+        with pyarrow.csv.open_csv(
             table,
             # several threads lose count of the rows, which errors are to tell
             read_options=pyarrow.csv.ReadOptions(column_names=list(header), skip_rows=skip_rows, use_threads=False),
@@ -260,8 +260,8 @@ def read_csv(table: Path, header: Sequence[str], names: Sequence[str], separator
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=list(names), column_types=dict.fromkeys(header, pa.string())
             ),
-        )
-        return of_batches(names, batches)
+        ) as batches:
+            return of_batches(names, batches)
     except (pa.ArrowException, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0].removeprefix("CSV parse error: ")
         raise FerError(f"{table} is not a well-formed table: {reason}") from None
